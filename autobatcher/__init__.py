@@ -1,0 +1,1 @@
+"""The batching client for OpenAI-compatible services."""
