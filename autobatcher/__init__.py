@@ -1,1 +1,31 @@
-"""The batching client for OpenAI-compatible services."""
+"""Drop-in `AsyncOpenAI` whose calls travel through the Batch API.
+
+Change the import, keep the code::
+
+    from autobatcher import AsyncOpenAI
+"""
+
+from autobatcher._version import __version__
+from autobatcher.client import AsyncOpenAI, BatchOpenAI
+from autobatcher.errors import (
+    AutobatcherError,
+    BatchError,
+    BatchFailedError,
+    BatchProblem,
+    ClientClosedError,
+    RequestFailedError,
+    RequestTooLargeError,
+)
+
+__all__ = [
+    "AsyncOpenAI",
+    "AutobatcherError",
+    "BatchError",
+    "BatchFailedError",
+    "BatchOpenAI",
+    "BatchProblem",
+    "ClientClosedError",
+    "RequestFailedError",
+    "RequestTooLargeError",
+    "__version__",
+]

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import openai
 
-if TYPE_CHECKING:
-    import httpx2 as httpx
-elif int(openai.__version__.split(".")[0]) >= 3:  # noqa: PLR2004 -- the major version that changed libraries
+if TYPE_CHECKING or int(openai.__version__.split(".")[0]) >= 3:  # noqa: PLR2004 -- the version that changed libraries
     import httpx2 as httpx
 else:
     import httpx

@@ -1,0 +1,77 @@
+"""Lines of batch files: requests on the way up, results on the way down."""
+
+from __future__ import annotations
+
+import msgspec
+
+from autobatcher.core.outcomes import Answer, LineFailed
+
+
+def encode_line(custom_id: str, url: str, body: bytes) -> bytes:
+    r"""One line of an input file, newline included; `body` is the request's JSON text in UTF-8.
+
+    The line separators of Unicode may stand raw in JSON strings, but some servers split their input with a text
+    line reader: they are escaped, which leaves the JSON value as it was.
+    """
+    for raw, escaped in _TEXT_LINE_BREAKS:
+        if raw in body:
+            body = body.replace(raw, escaped)
+    return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (
+        custom_id.encode(),
+        url.encode(),
+        body,
+    )
+
+
+_TEXT_LINE_BREAKS = (
+    (b"\xc2\x85", b"\\u0085"),
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+)
+
+
+class MalformedLineError(ValueError):
+    """A result line that answers nobody: no JSON, no custom_id, or neither a response nor an error."""
+
+
+class _Response(msgspec.Struct):
+    status_code: int = 0
+    request_id: str | None = None
+    body: msgspec.Raw = msgspec.Raw()
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+    message: str | None = None
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
+    """The custom_id and the outcome in one line of an output or error file.
+
+    Two shapes of errors occur: a response with a status of 400 or more and the error in its body, and a null
+    response with an error object beside it (its code may be null).
+
+    Raises:
+        MalformedLineError: the line is neither an answer nor an error for anybody.
+    """
+    try:
+        decoded = _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedLineError(str(error)) from None
+    response = decoded.response
+    if response is not None and 100 <= response.status_code <= 599:  # noqa: PLR2004 -- HTTP's range
+        return decoded.custom_id, Answer(response.status_code, response.request_id, bytes(response.body))
+    if decoded.error is not None:
+        return decoded.custom_id, LineFailed(
+            decoded.error.code, decoded.error.message or "the request failed"
+        )
+    raise MalformedLineError("neither a response nor an error")

@@ -1,0 +1,76 @@
+"""The batch options of a client, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
+"""What servers take (source: https://platform.openai.com/docs/api-reference/batch/create, `metadata`)."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a client batches.
+
+    Attributes:
+        batch_size: requests that close a window at once; at least 1. A file never holds more than 50,000.
+        batch_window_seconds: how long a window stays open after its first request; 0 gathers only the calls that
+            are made before the event loop turns.
+        poll_interval_seconds: the time between polls of a young batch; from then on 2% of its age, at most 10
+            minutes. More than 0.
+        completion_window: within what time the batch is to be completed, as the server spells it: "24h", "1h".
+        batch_metadata: attached to each batch; at most 16 pairs, keys up to 64, values up to 512 characters.
+
+    Raises:
+        ValueError: a value that makes no sense; the message says what is allowed.
+        TypeError: a value of another type.
+    """
+
+    batch_size: int = 1000
+    batch_window_seconds: float = 1.0
+    poll_interval_seconds: float = 5.0
+    completion_window: str = "24h"
+    batch_metadata: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
+            raise TypeError(f"batch_size must be an int, not {self.batch_size!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {self.batch_size!r}")
+        _check_seconds("batch_window_seconds", self.batch_window_seconds, least="0 or more")
+        _check_seconds("poll_interval_seconds", self.poll_interval_seconds, least="more than 0")
+        if not isinstance(self.completion_window, str):
+            raise TypeError(f"completion_window must be a str such as '24h', not {self.completion_window!r}")
+        if not self.completion_window.strip():
+            raise ValueError("completion_window must not be empty: '24h', or what else the server takes")
+        if self.batch_metadata is not None:
+            _check_metadata(self.batch_metadata)
+
+
+def _check_seconds(name: str, value: float, *, least: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and least == "more than 0"):
+        raise ValueError(f"{name} must be {least} seconds and finite, not {value!r}")
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"batch_metadata must be a mapping of str to str, not {metadata!r}")
+    if len(metadata) > MAX_METADATA_PAIRS:
+        raise ValueError(f"batch_metadata takes at most {MAX_METADATA_PAIRS} pairs, not {len(metadata)}")
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"batch_metadata takes only str, not {key!r}: {value!r}")
+        if len(key) > MAX_METADATA_KEY:
+            raise ValueError(
+                f"batch_metadata: keys have at most {MAX_METADATA_KEY} characters, not {len(key)}"
+            )
+        if len(value) > MAX_METADATA_VALUE:
+            raise ValueError(
+                f"batch_metadata: values have at most {MAX_METADATA_VALUE} characters, not {len(value)}"
+            )
