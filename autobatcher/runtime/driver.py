@@ -137,3 +137,4 @@ class Driver:
 
     def _report(self, report: core.Report) -> None:
         self._apply(self._engine.handle(report, anyio.current_time()))
+        self._wake.set()  # the next poll may be due before anything that was known until now
