@@ -121,9 +121,9 @@ async def test_a_restart_goes_on_where_it_was(tmp_path: Path, latency: float) ->
     ids = [f"{n}" for n in range(700)]
     async with LocalBatchAPI(config) as api, api.http_client() as client:
         batch = await create(client, jsonl(ids))
-        while not api.executed:  # checkpoints only: without latency no time passes
-            await anyio.lowlevel.checkpoint()
         await anyio.sleep(latency * 20)
+        while not api.executed:  # without latency no time passes
+            await anyio.lowlevel.checkpoint()
     first = api.executed
     assert 0 < len(first) < 700
     async with LocalBatchAPI(config) as api, api.http_client() as client:
