@@ -6,6 +6,7 @@ import asyncio
 import selectors
 from typing import Any
 
+import hypothesis
 import pytest
 import trio.testing
 
@@ -37,6 +38,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now
 
+
+# A slow machine is no failing example.
+hypothesis.settings.register_profile("noisy", deadline=None)
+hypothesis.settings.load_profile("noisy")
 
 REAL = [pytest.param("asyncio", id="asyncio"), pytest.param("trio", id="trio")]
 

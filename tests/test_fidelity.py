@@ -21,6 +21,9 @@ from openai.types.chat import ChatCompletionMessage
 from autobatcher import BatchOpenAI
 from autobatcher._http import httpx
 
+# What pydantic says, to both clients alike, of an earlier answer whose fields are not of the declared types.
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+
 REQUEST_ID = "req_5"
 Kind = Literal["chat", "embeddings", "responses"]
 KINDS: list[Kind] = ["chat", "embeddings", "responses"]
@@ -130,8 +133,8 @@ async def both(server: Server, kind: Kind, arguments: Mapping[str, Any]) -> tupl
         batch_window_seconds=0,
         poll_interval_seconds=0.001,
     )
-    with_timeout = asyncio.wait_for(outcome(batching, kind, arguments), 10)
-    return await outcome(realtime, kind, arguments), await with_timeout
+    first = await outcome(realtime, kind, arguments)
+    return first, await asyncio.wait_for(outcome(batching, kind, arguments), 10)
 
 
 # --- arguments -------------------------------------------------------------------------------------------------
@@ -218,7 +221,11 @@ def iterables(items: st.SearchStrategy[Any], *, min_size: int = 0) -> st.SearchS
     return st.builds(Once, kinds, st.lists(items, min_size=min_size, max_size=3))
 
 
-earlier_answers = st.sampled_from(
+def earlier_answer(fields: Any) -> ChatCompletionMessage:
+    return ChatCompletionMessage.construct(**fields)
+
+
+earlier_answers: st.SearchStrategy[Any] = st.sampled_from(
     [
         {"role": "assistant", "content": "Hello\u2028there"},
         {"role": "assistant", "content": None, "refusal": "no", "reasoning_content": "hm"},
@@ -230,7 +237,7 @@ earlier_answers = st.sampled_from(
         {"role": "assistant"},
         {"role": "assistant", "content": ["wrong", 1], "annotations": None},
     ]
-).map(lambda fields: ChatCompletionMessage.construct(**fields))
+).map(earlier_answer)
 
 parts = st.fixed_dictionaries({"type": st.just("text"), "text": texts})
 messages = iterables(
@@ -581,3 +588,15 @@ def test_error_status_is_the_exception_of_the_realtime_call(
     error = compare_outcomes(kind, server, MINIMAL[kind])
     assert isinstance(error, openai.APIStatusError)
     assert (error.status_code, error.request_id) == (status, REQUEST_ID)
+
+
+@pytest.mark.xfail(
+    reason="a line with JSON that only a lenient reader takes leaves its caller without an answer"
+)
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "value", [rb'"\ud83d"', b"NaN", b"-Infinity"], ids=["lone_surrogate", "nan", "infinity"]
+)
+def test_body_that_only_the_json_module_reads_is_the_same(status: int, value: bytes) -> None:
+    content = as_json(BASES["chat"])[:-1] + b',"unknown":' + value + b"}"
+    compare_outcomes("chat", Server(Reply(status, content)), MINIMAL["chat"])

@@ -65,7 +65,7 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
     """
     try:
         decoded = _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedLineError(str(error)) from None
     response = decoded.response
     if response is not None and 100 <= response.status_code <= 599:  # noqa: PLR2004 -- HTTP's range

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 _BACKOFF = 0.5
+_CLOSE_SECONDS = 5.0
 _LONGEST_BACKOFF = 30.0
 _RETRIED = frozenset({408, 409, 429})
 
@@ -78,7 +79,8 @@ class Upstream:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await self._client.aclose()
 
     async def __call__(self, endpoint: str, body: dict[str, Any]) -> Answer:
         """POST one line; connection errors, 408, 409, 429 and 5xx are tried again with backoff."""

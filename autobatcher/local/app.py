@@ -17,6 +17,7 @@ from starlette.routing import Route
 from autobatcher import sse
 from autobatcher.local.answers import answer_now
 from autobatcher.local.batches import cancel_batch, new_batch, output_lifetime
+from autobatcher.local.bodies import body_of
 from autobatcher.local.model import MODELS
 from autobatcher.local.store import TERMINAL
 from autobatcher.local.uploads import receive_upload
@@ -99,10 +100,11 @@ async def _disconnected(_request: Request, _error: Exception) -> Response:
 
 async def _json_object(request: Request, limit: int) -> dict[str, Any]:
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
+    async with body_of(request) as chunks:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) > limit:
+                raise ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large")
     try:
         body = decode(bytes(data))
     except ValueError:

@@ -44,14 +44,21 @@ def answer(endpoint: str, body: dict[str, Any], *, now: int) -> tuple[int, dict[
         return 200, (_chat if chat else _response)(body, turn, now)
     except _BadRequestError as error:
         return 400, {
-            "error": {"message": str(error), "type": "invalid_request_error", "param": error.param, "code": None}
+            "error": {
+                "message": str(error),
+                "type": "invalid_request_error",
+                "param": error.param,
+                "code": None,
+            }
         }
 
 
 class _Turn:
     """What the model has to say: text, a refusal, or a tool call."""
 
-    def __init__(self, body: dict[str, Any], text: str, *, after_tool: bool, mark: str | None, chat: bool) -> None:
+    def __init__(
+        self, body: dict[str, Any], text: str, *, after_tool: bool, mark: str | None, chat: bool
+    ) -> None:
         self.id = hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
         self.finish = "content_filter" if mark == "filter" else "stop"
         self.refusal = "I can't help with that." if mark == "refuse" else None
@@ -76,7 +83,11 @@ class _Turn:
         if kind == "json_object":
             return json.dumps({"answer": text}, ensure_ascii=False)
         said = f"The tool says: {text}." if after_tool else f"You said: {text}."
-        most = body.get("max_completion_tokens") or body.get("max_tokens") if chat else body.get("max_output_tokens")
+        most = (
+            body.get("max_completion_tokens") or body.get("max_tokens")
+            if chat
+            else body.get("max_output_tokens")
+        )
         words = said.split(" ")
         if isinstance(most, int) and 0 < most < len(words):
             self.finish = "length"
@@ -114,7 +125,9 @@ def _chosen_tool(body: dict[str, Any], *, chat: bool) -> dict[str, Any] | None:
     choice = body.get("tool_choice")
     if choice == "none":
         return None
-    tools = [tool for tool in body.get("tools") or [] if isinstance(tool, dict) and tool.get("type") == "function"]
+    tools = [
+        tool for tool in body.get("tools") or [] if isinstance(tool, dict) and tool.get("type") == "function"
+    ]
     functions = [tool.get("function") or {} for tool in tools] if chat else tools
     if isinstance(choice, dict):
         name = (choice.get("function") or choice).get("name")
@@ -175,7 +188,13 @@ def _response(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
             if turn.refusal is None
             else {"type": "refusal", "refusal": turn.refusal}
         )
-        item = {"type": "message", "id": f"msg_{turn.id}", "role": "assistant", "status": status, "content": [part]}
+        item = {
+            "type": "message",
+            "id": f"msg_{turn.id}",
+            "role": "assistant",
+            "status": status,
+            "content": [part],
+        }
     prompt, completion, total = _usage(turn)
     return {
         "id": f"resp_{turn.id}",
@@ -213,7 +232,14 @@ def _response(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
 def _error(status: int) -> dict[str, Any]:
     code = _CODES.get(status) or ("server_error" if status >= 500 else "invalid_request")  # noqa: PLR2004 -- HTTP
     kind = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 -- HTTP
-    return {"error": {"message": f"The request asked for status {status}.", "type": kind, "param": None, "code": code}}
+    return {
+        "error": {
+            "message": f"The request asked for status {status}.",
+            "type": kind,
+            "param": None,
+            "code": code,
+        }
+    }
 
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +307,9 @@ class _Instances:
         if not isinstance(schema, dict):
             return self._text
         if "$ref" in schema:
-            return self.make({**self._resolve(schema["$ref"]), **{k: v for k, v in schema.items() if k != "$ref"}}, depth)
+            return self.make(
+                {**self._resolve(schema["$ref"]), **{k: v for k, v in schema.items() if k != "$ref"}}, depth
+            )
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
@@ -310,7 +338,9 @@ class _Instances:
         if kind == "object":
             return self._object(schema, depth)
         if kind == "array":
-            count = max(schema.get("minItems", 0), 0 if depth > _MAX_DEPTH or schema.get("maxItems") == 0 else 1)
+            count = max(
+                schema.get("minItems", 0), 0 if depth > _MAX_DEPTH or schema.get("maxItems") == 0 else 1
+            )
             return [self.make(schema.get("items", {}), depth + 1) for _ in range(count)]
         if kind in ("integer", "number"):
             return self._number(schema, integer=kind == "integer")
@@ -355,5 +385,9 @@ class _Instances:
         found: Any = self._root
         for name in reference.removeprefix("#").strip("/").split("/"):
             if name:
-                found = found.get(name.replace("~1", "/").replace("~0", "~"), {}) if isinstance(found, dict) else {}
+                found = (
+                    found.get(name.replace("~1", "/").replace("~0", "~"), {})
+                    if isinstance(found, dict)
+                    else {}
+                )
         return found if isinstance(found, dict) else {}

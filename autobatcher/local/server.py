@@ -93,6 +93,8 @@ class LocalBatchAPI:
         if stack is None or tasks is None:
             return None
         tasks.cancel_scope.cancel()
+        if isinstance(error, Exception):  # not the task group's affair, which would wrap it
+            kind = error = traceback = None
         return await stack.__aexit__(kind, error, traceback)
 
     @asynccontextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from autobatcher.local.bodies import body_of
 from autobatcher.local.wire import ApiError, new_id
 
 if TYPE_CHECKING:
@@ -73,7 +74,17 @@ class _Form:
                 413, f"The file is larger than {limit} bytes.", param="file", code="file_too_large"
             )
 
-    def finished_filename(self) -> str:
+    def feed(self, parser: MultipartParser, data: bytes) -> None:
+        try:
+            parser.write(data)
+        except FormParserError:
+            raise ApiError(400, "The body is not valid multipart/form-data.") from None
+
+    def finish(self, parser: MultipartParser) -> str:
+        try:
+            parser.finalize()
+        except FormParserError:
+            raise ApiError(400, "The body is not complete multipart/form-data.") from None
         if self.filename is None:
             raise ApiError(400, "Missing required parameter: 'file'.", param="file")
         return self.filename
@@ -114,21 +125,18 @@ async def receive_upload(request: Request, store: Store, *, limit: int) -> Uploa
             },
         )
         size = count = 0
-        async for data in request.stream():
-            parser.write(data)
-            form.check_size(size + len(form.content), limit)
-            if len(form.content) >= _CHUNK:
-                size, count = size + len(form.content), count + 1
-                store.add_chunk(file_id, count, bytes(form.content))
-                form.content.clear()
-        parser.finalize()
-        filename = form.finished_filename()
+        async with body_of(request) as chunks:
+            async for data in chunks:
+                form.feed(parser, data)
+                form.check_size(size + len(form.content), limit)
+                if len(form.content) >= _CHUNK:
+                    size, count = size + len(form.content), count + 1
+                    store.add_chunk(file_id, count, bytes(form.content))
+                    form.content.clear()
+        filename = form.finish(parser)
         if form.content:
             store.add_chunk(file_id, count + 1, bytes(form.content))
             size += len(form.content)
-    except FormParserError:
-        store.drop_chunks(file_id)
-        raise ApiError(400, "The body is not valid multipart/form-data.") from None
     except BaseException:
         store.drop_chunks(file_id)
         raise

@@ -35,7 +35,7 @@ def plain_server() -> Iterator[Serving]:
 
 
 def client_for(server: Serving, **options: Any) -> BatchOpenAI:
-    return BatchOpenAI(api_key="k", base_url=server.base_url, **{**FAST, **options})
+    return BatchOpenAI(**{"api_key": "k", "base_url": server.base_url, **FAST, **options})
 
 
 async def gather(*calls: Any) -> list[Any]:

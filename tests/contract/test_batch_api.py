@@ -264,13 +264,15 @@ def test_limits_out_of_range(client: OpenAI, limit: int) -> None:
 
 
 def test_unknown_objects(client: OpenAI) -> None:
-    for call in (client.batches.retrieve, client.batches.cancel):
+    calls: list[Any] = [client.batches.retrieve, client.batches.cancel]
+    for call in calls:
         with pytest.raises(openai.NotFoundError) as caught:
             call("batch_unknown")
         assert isinstance(caught.value.body, dict)
         assert {"message", "type", "param", "code"} <= caught.value.body.keys()
         assert caught.value.request_id
-    for call in (client.files.retrieve, client.files.delete, client.files.content):
+    calls = [client.files.retrieve, client.files.delete, client.files.content]
+    for call in calls:
         with pytest.raises(openai.NotFoundError):
             call("file-unknown")
     with pytest.raises(openai.NotFoundError):
@@ -293,7 +295,12 @@ BAD_CREATIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", BAD_CREATIONS, ids=lambda changes: json.dumps(changes)[:40])
 def test_bad_creations(client: OpenAI, changes: dict[str, Any]) -> None:
     uploaded = client.files.create(file=("f.jsonl", jsonl(line("a"))), purpose="batch")
-    arguments = {"input_file_id": uploaded.id, "endpoint": CHAT, "completion_window": "24h", **changes}
+    arguments: dict[str, Any] = {
+        "input_file_id": uploaded.id,
+        "endpoint": CHAT,
+        "completion_window": "24h",
+        **changes,
+    }
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as caught:
         client.batches.create(**arguments)
     assert isinstance(caught.value.body, dict)
@@ -340,6 +347,7 @@ def test_partial_results_can_be_read_before_the_end(partial_client: OpenAI) -> N
     batch = wait(client, batch)
     assert batch.status == "completed"
     assert sorted(json.loads(part)["custom_id"] for part in seen) == sorted(f"{n}" for n in range(100))
+    assert batch.output_file_id
     assert client.files.content(batch.output_file_id).read() == b"\n".join(seen) + b"\n"
     assert read(client, batch.error_file_id) == []
 

@@ -1,0 +1,5 @@
+"""`python -m autobatcher` is the command `autobatcher`."""
+
+from autobatcher.cli import main
+
+main()
