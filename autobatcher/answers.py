@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
 import openai
@@ -75,13 +75,13 @@ def _raise(
         case Unanswered(batch_id, status, problems):
             raise BatchFailedError(request, batch_id=batch_id, status=status, errors=problems)
         case CallFailed(cause):
-            raise _own_copy(client, cause)
+            raise _own_copy(client, cast("BaseException", cause))
         case Closed(batch_id):
             where = "" if batch_id is None else f"; batch {batch_id} goes on at the server"
             raise ClientClosedError(f"the client is closed{where}", batch_id=batch_id)
 
 
-def _own_copy(client: openai.AsyncOpenAI, cause: object) -> BaseException:
+def _own_copy(client: openai.AsyncOpenAI, cause: BaseException) -> BaseException:
     """An exception of the caller's own: one raised in many tasks would gather all their tracebacks."""
     match cause:
         case openai.APIStatusError():
@@ -90,9 +90,7 @@ def _own_copy(client: openai.AsyncOpenAI, cause: object) -> BaseException:
             error = openai.APITimeoutError(request=cause.request)
         case openai.APIConnectionError():
             error = openai.APIConnectionError(message=cause.message, request=cause.request)
-        case BaseException():
-            error = copy.copy(cause)
         case _:
-            raise AssertionError(f"not an exception: {cause!r}")
-    error.__cause__ = cause if isinstance(cause, BaseException) else None
+            error = copy.copy(cause)
+    error.__cause__ = cause
     return error

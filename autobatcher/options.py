@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64
@@ -51,7 +52,7 @@ class BatchOptions:
             _check_metadata(self.batch_metadata)
 
 
-def _check_seconds(name: str, value: float, *, least: str) -> None:
+def _check_seconds(name: str, value: object, *, least: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not math.isfinite(value) or value < 0 or (value == 0 and least == "more than 0"):
@@ -59,12 +60,12 @@ def _check_seconds(name: str, value: float, *, least: str) -> None:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if not isinstance(metadata, Mapping):
+    if not isinstance(cast("object", metadata), Mapping):
         raise TypeError(f"batch_metadata must be a mapping of str to str, not {metadata!r}")
     if len(metadata) > MAX_METADATA_PAIRS:
         raise ValueError(f"batch_metadata takes at most {MAX_METADATA_PAIRS} pairs, not {len(metadata)}")
     for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
+        if not all(isinstance(text, str) for text in (key, value)):
             raise TypeError(f"batch_metadata takes only str, not {key!r}: {value!r}")
         if len(key) > MAX_METADATA_KEY:
             raise ValueError(

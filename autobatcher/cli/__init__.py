@@ -31,12 +31,7 @@ def build_app() -> Typer:
         """Keep the name of a command necessary when there is only one."""
 
     for name in COMMANDS:
-        try:
-            module = import_module(f"autobatcher.cli.{name}")
-        except ModuleNotFoundError as error:
-            if error.name == f"autobatcher.cli.{name}":
-                continue
-            raise
+        module = import_module(f"autobatcher.cli.{name}")
         app.command(name)(getattr(module, name))
     return app
 

@@ -94,7 +94,7 @@ async def ask_tool(client: BatchOpenAI, number: int, tally: Tally) -> None:
     messages: list[Any] = [{"role": "user", "content": question}]
     call = await client.chat.completions.create(model="local-chat", messages=messages, tools=[WEATHER_TOOL])
     message = call.choices[0].message
-    tool_call: Any = (message.tool_calls or [None])[0]
+    tool_call: Any = message.tool_calls[0] if message.tool_calls else None
     tokens = call.usage.total_tokens if call.usage else 0
     if tool_call is None or "city" not in json.loads(tool_call.function.arguments):
         tally.note("tools", question, str(message.content), tokens, right=False)

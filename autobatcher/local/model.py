@@ -32,7 +32,7 @@ def answer(endpoint: str, body: dict[str, Any], *, now: int) -> tuple[int, dict[
     """Status and JSON body for a request to `endpoint` (its last path segments decide); `now` in Unix seconds."""
     try:
         if not isinstance(body.get("model"), str) or not body["model"]:
-            raise _BadRequestError("you must provide a model parameter", "model")
+            raise _BadRequestError("you must provide a model parameter", "model")  # noqa: TRY301 -- as its helpers do
         if endpoint.endswith("embeddings"):
             return 200, _embeddings(body)
         chat = endpoint.endswith("chat/completions")

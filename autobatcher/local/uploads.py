@@ -32,6 +32,7 @@ class _Form:
     header_name: bytes = b""
     header_value: bytes = b""
     disposition: bytes = b""
+    ended: bool = False
 
     def on_part_begin(self) -> None:
         self.disposition = b""
@@ -74,17 +75,35 @@ class _Form:
                 413, f"The file is larger than {limit} bytes.", param="file", code="file_too_large"
             )
 
+    def on_end(self) -> None:
+        self.ended = True
+
+    def parser(self, boundary: bytes) -> MultipartParser:
+        try:
+            return MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self.on_part_begin,
+                    "on_part_data": self.on_part_data,
+                    "on_header_field": self.on_header_field,
+                    "on_header_value": self.on_header_value,
+                    "on_header_end": self.on_header_end,
+                    "on_headers_finished": self.on_headers_finished,
+                    "on_end": self.on_end,
+                },
+            )
+        except FormParserError:  # the boundary is too long
+            raise ApiError(400, "The body is not valid multipart/form-data.") from None
+
     def feed(self, parser: MultipartParser, data: bytes) -> None:
         try:
             parser.write(data)
         except FormParserError:
             raise ApiError(400, "The body is not valid multipart/form-data.") from None
 
-    def finish(self, parser: MultipartParser) -> str:
-        try:
-            parser.finalize()
-        except FormParserError:
-            raise ApiError(400, "The body is not complete multipart/form-data.") from None
+    def finish(self) -> str:
+        if not self.ended:
+            raise ApiError(400, "The body is not complete multipart/form-data.")
         if self.filename is None:
             raise ApiError(400, "Missing required parameter: 'file'.", param="file")
         return self.filename
@@ -113,17 +132,7 @@ async def receive_upload(request: Request, store: Store, *, limit: int) -> Uploa
     form = _Form()
     file_id = new_id("file-")
     try:
-        parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": form.on_part_begin,
-                "on_part_data": form.on_part_data,
-                "on_header_field": form.on_header_field,
-                "on_header_value": form.on_header_value,
-                "on_header_end": form.on_header_end,
-                "on_headers_finished": form.on_headers_finished,
-            },
-        )
+        parser = form.parser(options[b"boundary"])
         size = count = 0
         async with body_of(request) as chunks:
             async for data in chunks:
@@ -133,7 +142,7 @@ async def receive_upload(request: Request, store: Store, *, limit: int) -> Uploa
                     size, count = size + len(form.content), count + 1
                     store.add_chunk(file_id, count, bytes(form.content))
                     form.content.clear()
-        filename = form.finish(parser)
+        filename = form.finish()
         if form.content:
             store.add_chunk(file_id, count + 1, bytes(form.content))
             size += len(form.content)

@@ -193,7 +193,7 @@ async def test_closing_settles_who_still_waits(anyio_backend: Any) -> None:
         async with anyio.create_task_group() as tasks:
             for n in range(3):
                 tasks.start_soon(wait, str(n))
-            while not [batch async for batch in client.batches.list()]:
+            while not [batch async for batch in client.batches.list()]:  # noqa: ASYNC110 -- over HTTP
                 await anyio.sleep(0.02)
             await anyio.sleep(0.1)
             await client.close()

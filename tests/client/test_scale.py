@@ -18,11 +18,17 @@ from autobatcher.local import LocalConfig, serve_in_thread
 def test_twenty_thousand_concurrent_calls_complete() -> None:
     async def work(base_url: str) -> None:
         async with BatchOpenAI(
-            api_key="k", base_url=base_url, batch_size=5000, batch_window_seconds=0.5, poll_interval_seconds=0.2
+            api_key="k",
+            base_url=base_url,
+            batch_size=5000,
+            batch_window_seconds=0.5,
+            poll_interval_seconds=0.2,
         ) as client:
             answers = await asyncio.gather(
                 *(
-                    client.chat.completions.create(model="m", messages=[{"role": "user", "content": f"<{n}>"}])
+                    client.chat.completions.create(
+                        model="m", messages=[{"role": "user", "content": f"<{n}>"}]
+                    )
                     for n in range(20_000)
                 )
             )
@@ -55,11 +61,17 @@ def test_stopping_the_server_in_the_middle_of_a_batch_loses_nothing(tmp_path: Pa
         server, base_url = start(0)
         try:
             async with BatchOpenAI(
-                api_key="k", base_url=base_url, batch_window_seconds=0.1, poll_interval_seconds=0.1, max_retries=8
+                api_key="k",
+                base_url=base_url,
+                batch_window_seconds=0.1,
+                poll_interval_seconds=0.1,
+                max_retries=8,
             ) as client:
                 calls = asyncio.gather(
                     *(
-                        client.chat.completions.create(model="m", messages=[{"role": "user", "content": f"<{n}>"}])
+                        client.chat.completions.create(
+                            model="m", messages=[{"role": "user", "content": f"<{n}>"}]
+                        )
                         for n in range(40)
                     )
                 )

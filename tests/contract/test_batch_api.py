@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import openai
 import pytest
@@ -25,7 +25,7 @@ BASE_URL = os.environ.get("AUTOBATCHER_CONTRACT_BASE_URL")
 MODEL = os.environ.get("AUTOBATCHER_CONTRACT_MODEL", "local-model")
 PATIENCE = 24 * 3600 if BASE_URL else 30
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 
 
 def connect(config: LocalConfig) -> Iterator[OpenAI]:

@@ -247,7 +247,9 @@ async def test_malformed_uploads() -> None:
         for headers, content in [
             ({"content-type": "application/json"}, b"{}"),
             ({"content-type": "multipart/form-data"}, b""),
+            ({"content-type": f"multipart/form-data; boundary={'x' * 300}"}, b""),
             (multipart, b"nonsense"),
+            (multipart, b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\ncut off'),
             (multipart, b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x--\r\n'),
         ]:
             answer = await client.post("files", headers=headers, content=content)
