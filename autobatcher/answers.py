@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import msgspec
 import openai
 
 from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Unanswered
@@ -50,13 +50,10 @@ def _response(answer: Answer, request: httpx.Request) -> httpx.Response:
     # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
     library = sys.modules[type(request).__module__.partition(".")[0]]
     headers, content = {"content-type": "application/json"}, answer.body
-    if content.startswith(
-        b'"'
-    ):  # a body that was no JSON at the server, such as a proxy's page, travels as a string
-        headers, content = (
-            {"content-type": "text/plain; charset=utf-8"},
-            msgspec.json.decode(content, type=str).encode(),
-        )
+    if content.startswith(b'"'):
+        # What was no JSON at the server, such as a proxy's page, travels as a string.
+        headers = {"content-type": "text/plain; charset=utf-8"}
+        content = json.loads(content).encode("utf-8", "replace")
     if answer.request_id is not None:
         headers["x-request-id"] = answer.request_id
     response: httpx.Response = library.Response(

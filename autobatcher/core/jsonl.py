@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import msgspec
 
 from autobatcher.core.outcomes import Answer, LineFailed
@@ -54,6 +57,15 @@ class _Line(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Line)
 
 
+def _decode_leniently(line: bytes) -> _Line:
+    """For lines with NaN, or with half of a surrogate pair, which Python's json (and so the SDK) reads."""
+    loaded: Any = json.loads(line)
+    if isinstance(loaded, dict) and isinstance(loaded.get("response"), dict):
+        response = loaded["response"]
+        response["body"] = msgspec.Raw(json.dumps(response.get("body")).encode())
+    return msgspec.convert(loaded, _Line)
+
+
 def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
     """The custom_id and the outcome in one line of an output or error file.
 
@@ -64,8 +76,11 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
         MalformedLineError: the line is neither an answer nor an error for anybody.
     """
     try:
-        decoded = _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            decoded = _decoder.decode(line)
+        except msgspec.DecodeError:
+            decoded = _decode_leniently(line)
+    except (ValueError, RecursionError) as error:  # among them msgspec's and json's own
         raise MalformedLineError(str(error)) from None
     response = decoded.response
     if response is not None and 100 <= response.status_code <= 599:  # noqa: PLR2004 -- HTTP's range

@@ -1,6 +1,6 @@
 """The checks that a batch input goes through after the batch was created.
 
-The codes are those that OpenAI's service was seen to return; `too_many_tasks` is in Azure's list of them
+Azure's documentation lists some of the codes, such as `too_many_tasks`; the others follow its manner
 (https://learn.microsoft.com/azure/ai-services/openai/how-to/batch).
 """
 
