@@ -88,6 +88,9 @@ def _own_copy(client: openai.AsyncOpenAI, cause: BaseException) -> BaseException
         case openai.APIConnectionError():
             error = openai.APIConnectionError(message=cause.message, request=cause.request)
         case _:
-            error = copy.copy(cause)
+            try:
+                error = copy.copy(cause)
+            except Exception:  # noqa: BLE001 -- of a class that cannot be made again from its args
+                return cause
     error.__cause__ = cause
     return error

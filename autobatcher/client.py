@@ -66,11 +66,14 @@ class BatchOpenAI(openai.AsyncOpenAI):
         )
         super().__init__(**kwargs)
         http_client = self.__dict__.pop("_client")
+        self._owns_pool = False
         if _parent is not None and http_client is _parent._client:  # noqa: SLF001 -- of the same class
             self._pool = _parent._pool  # noqa: SLF001
         elif kwargs.get("http_client") is not None:
+            self._owns_pool = True
             self._pool = HttpPool(http_client, make=None)
         else:
+            self._owns_pool = True
             self._pool = HttpPool(
                 http_client, lambda: type(http_client)(base_url=self.base_url, timeout=self.timeout)
             )
@@ -79,7 +82,9 @@ class BatchOpenAI(openai.AsyncOpenAI):
         if _parent is not None and self._shares_collector:
             self._collector = _parent._collector  # noqa: SLF001
         else:
-            self._collector = Collector(self, options, self._pool)
+            self._collector = Collector(self, options, self._pool if self._owns_pool else None)
+            if _parent is not None and not self._owns_pool:
+                _parent._collector.adopt(self._collector)  # noqa: SLF001
 
     # The SDK keeps its HTTP client in `_client` and reads it at every call. A client of its own making belongs to
     # the event loop that first used it; this property gives each loop one.
@@ -96,10 +101,11 @@ class BatchOpenAI(openai.AsyncOpenAI):
             self._pool = HttpPool(self.__dict__.pop("_client"), make=None)
 
     def copy(self, **kwargs: Any) -> Self:
-        """A client with some options changed, as in the SDK.
+        """A client with some options changed, as in the SDK; the batch options can be changed as well.
 
-        The copy's calls share batches with this client's while both reach the same server with the same key,
-        organization and project. Closing such a copy does not close this client.
+        The copy's calls share batches with this client's unless they would reach another server, go out under
+        another identity, with other default headers, or by other batch options. Closing the copy does not close
+        this client.
         """
         options = self._options
         extra = {
@@ -111,6 +117,7 @@ class BatchOpenAI(openai.AsyncOpenAI):
             "_parent": self,
             **(kwargs.pop("_extra_kwargs", None) or {}),
         }
+        extra.update({name: kwargs.pop(name) for name in list(kwargs) if name in extra})
         return super().copy(**kwargs, _extra_kwargs=extra)
 
     with_options = copy
@@ -127,9 +134,8 @@ class BatchOpenAI(openai.AsyncOpenAI):
         if self._shares_collector:
             return
         await self._collector.close()
-        client = self._client
-        self._pool.mark_closed()
-        await client.aclose()
+        if self._owns_pool:
+            await self._pool.close()
 
     async def request(
         self,
@@ -170,18 +176,28 @@ class BatchOpenAI(openai.AsyncOpenAI):
         return await to_result(self, outcome, request=request, cast_to=cast_to, options=options)
 
     def _reaches_the_same(self, other: BatchOpenAI) -> bool:
-        return (self.base_url, self.api_key, self.organization, self.project) == (
-            other.base_url,
-            other.api_key,
-            other.organization,
-            other.project,
+        return self._pool is other._pool and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (
+            self.base_url,
+            self._api_key_provider or self.api_key,
+            self.organization,
+            self.project,
+            self._custom_headers,
+            self._custom_query,
+            self._options,
         )
 
 
 def _fields(options: FinalRequestOptions) -> Mapping[str, Any]:
     """The fields of the body, as `_build_request` merges them."""
     body = options.json_data
-    if options.content is not None or options.files or not isinstance(body, (Mapping, type(None))):
+    if (
+        getattr(options, "content", None) is not None
+        or options.files
+        or not isinstance(body, (Mapping, type(None)))
+    ):
         raise TypeError("a batched call takes a JSON object as its body, not files or raw content")
     return {**(body or {}), **(options.extra_json or {})}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,17 +30,22 @@ class Collector:
     Args:
         client: makes the Files and Batches calls.
         options: when windows close, and what batches are created with.
-        pool: gives up a loop's connections when the loop ends.
+        pool: gives up a loop's connections when the loop ends; None leaves that to another collector.
     """
 
-    def __init__(self, client: openai.AsyncOpenAI, options: BatchOptions, pool: HttpPool) -> None:
+    def __init__(self, client: openai.AsyncOpenAI, options: BatchOptions, pool: HttpPool | None) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
         self._upstream = Upstream(client, options.completion_window, metadata)
         self._limits = Limits(requests=options.batch_size, seconds=options.batch_window_seconds)
         self._polls = PollSchedule(options.poll_interval_seconds)
         self._pool = pool
         self._drivers: dict[Any, Driver] = {}
+        self._dependants: weakref.WeakSet[Collector] = weakref.WeakSet()
         self.closed = False
+
+    def adopt(self, other: Collector) -> None:
+        """Close `other`, which uses the same connections, together with this one."""
+        self._dependants.add(other)
 
     async def submit(self, endpoint: str, model: str, body: bytes, weight: int) -> Outcome:
         """What becomes of one request; arguments and errors as for `Driver.submit`."""
@@ -60,6 +66,8 @@ class Collector:
     async def close(self) -> None:
         """Give every waiting caller an error and end all tasks; those of other loops end by themselves."""
         self.closed = True
+        for dependant in list(self._dependants):
+            await dependant.close()
         here = current_loop()
         for loop, driver in list(self._drivers.items()):
             if loop is here:
@@ -71,4 +79,5 @@ class Collector:
 
     async def _release(self, loop: Any) -> None:
         self._drivers.pop(loop, None)
-        await self._pool.release(loop)
+        if self._pool is not None:
+            await self._pool.release(loop)

@@ -134,6 +134,9 @@ class Driver:
                     self._report(core.Fetched(batch))
         except UpstreamError as error:
             self._report(core.StepFailed(call.batch, error.cause, error.passing))
+        except Exception as error:  # noqa: BLE001 -- a defect in one batch's call must not end the others
+            _log.exception("batch %s: a call failed unexpectedly", call.batch.id)
+            self._report(core.StepFailed(call.batch, error, passing=False))
 
     def _report(self, report: core.Report) -> None:
         self._apply(self._engine.handle(report, anyio.current_time()))

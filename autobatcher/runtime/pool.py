@@ -44,6 +44,11 @@ class HttpPool:
         if client is not None:
             await client.aclose()
 
-    def mark_closed(self) -> None:
-        """From now on `current` answers with the latest client and opens no other."""
+    async def close(self) -> None:
+        """Close this loop's client; from now on `current` opens no other."""
         self._closed = True
+        client = self._by_loop.pop(current_loop(), None)
+        if client is None and self._latest not in self._by_loop.values():
+            client = self._latest
+        if client is not None:
+            await client.aclose()

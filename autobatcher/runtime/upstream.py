@@ -11,6 +11,7 @@ import openai
 from autobatcher._http import httpx
 from autobatcher.core import engine
 from autobatcher.core.outcomes import BatchProblem
+from autobatcher.errors import AutobatcherError
 
 if TYPE_CHECKING:
     from openai.types import Batch
@@ -44,9 +45,10 @@ class Upstream:
         content = b"".join([request.line for request in batch.requests.values()])
         try:
             file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
+            file_id = _text(file, "id", "an upload")
         except Exception as error:
             raise _translate(error) from error
-        return engine.Uploaded(batch, file.id)
+        return engine.Uploaded(batch, file_id)
 
     async def create(self, batch: engine.Batch, file_id: str) -> engine.Created:
         """Create a batch. Never sent twice: after a lost answer a second one would be paid as well."""
@@ -58,16 +60,16 @@ class Upstream:
                 completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
                 **options,
             )
+            return engine.Created(batch, _snapshot(created))
         except Exception as error:
             raise _translate(error) from error
-        return engine.Created(batch, _snapshot(created))
 
     async def poll(self, batch: engine.Batch, batch_id: str) -> engine.Polled:
         """Ask how a batch stands."""
         try:
             return engine.Polled(batch, _snapshot(await self.client.batches.retrieve(batch_id)))
         except Exception as error:
-            raise _translate(error) from error
+            raise _translate(error, paid=True) from error
 
     async def read_lines(self, file_id: str) -> AsyncIterator[list[bytes]]:
         r"""The lines of a file, in groups as they arrive. Split at `\n` only: others may stand inside a line."""
@@ -79,7 +81,7 @@ class Upstream:
                     if lines:
                         yield [line for line in lines if line.strip()]
         except Exception as error:
-            raise _translate(error) from error
+            raise _translate(error, paid=True) from error
         if rest.strip():
             yield [rest]
 
@@ -87,22 +89,32 @@ class Upstream:
 _PASSING_STATUSES = frozenset({408, 409, 429})
 
 
-def _translate(error: Exception) -> UpstreamError:
+def _translate(error: Exception, *, paid: bool = False) -> UpstreamError:
+    """`paid`: the batch exists, so that whatever is not the server's clear refusal is looked past."""
     match error:
         case openai.APIStatusError():
             passing = error.status_code in _PASSING_STATUSES or error.status_code >= 500  # noqa: PLR2004 -- HTTP
         case openai.APIConnectionError() | httpx.TransportError():
             passing = True
         case _:
-            passing = False
+            passing = paid
     return UpstreamError(error, passing=passing)
 
 
+def _text(answer: object, name: str, what: str) -> str:
+    """A field that must be there; the SDK lets anything pass for an object of its types, a proxy's page included."""
+    value = getattr(answer, name, None)
+    if not isinstance(value, str) or not value:
+        raise AutobatcherError(f"the server's answer to {what} has no {name}")
+    return value
+
+
 def _snapshot(batch: Batch) -> engine.Snapshot:
+    batch_id, status = _text(batch, "id", "a batch call"), _text(batch, "status", "a batch call")
     listed = (batch.errors.data if batch.errors is not None else None) or []
     return engine.Snapshot(
-        id=batch.id,
-        status=batch.status,
+        id=batch_id,
+        status=status,
         output_file_id=batch.output_file_id,
         error_file_id=batch.error_file_id,
         problems=tuple(BatchProblem(item.code, item.message, item.line, item.param) for item in listed),
