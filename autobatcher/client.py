@@ -66,6 +66,8 @@ class BatchOpenAI(openai.AsyncOpenAI):
         )
         super().__init__(**kwargs)
         http_client = self.__dict__.pop("_client")
+        if _parent is not None:
+            self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
         self._owns_pool = False
         if _parent is not None and http_client is _parent._client:  # noqa: SLF001 -- of the same class
             self._pool = _parent._pool  # noqa: SLF001
