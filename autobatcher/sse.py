@@ -9,18 +9,20 @@ from typing import Any
 
 def encode(endpoint: str, answer: dict[str, Any], request: dict[str, Any]) -> Iterator[bytes]:
     """The bytes of the stream; the end of `endpoint` decides between chat chunks and typed response events."""
-    if endpoint.endswith("responses"):
+    if endpoint.rstrip("/").endswith("responses"):
         for event in response_events(answer):
             yield f"event: {event['type']}\ndata: {_dump(event)}\n\n".encode()
         return
-    include_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+    options = request.get("stream_options")
+    include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     for chunk in chat_chunks(answer, include_usage=include_usage):
         yield f"data: {_dump(chunk)}\n\n".encode()
     yield b"data: [DONE]\n\n"
 
 
 def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # ASCII only: readers of lines may break them at characters such as U+2028.
+    return json.dumps(value, separators=(",", ":"))
 
 
 def chat_chunks(answer: dict[str, Any], *, include_usage: bool) -> Iterator[dict[str, Any]]:
@@ -29,21 +31,33 @@ def chat_chunks(answer: dict[str, Any], *, include_usage: bool) -> Iterator[dict
     base["object"] = "chat.completion.chunk"
     if include_usage:
         base["usage"] = None
-    for choice in answer.get("choices") or []:
-        message = dict(choice.get("message") or {})
-        index = choice.get("index", 0)
-        calls = message.pop("tool_calls", None) or []
-        deltas: list[dict[str, Any]] = [{"role": message.pop("role", "assistant"), "content": ""}]
-        deltas += [{key: value} for key, value in message.items() if value is not None and value != []]
-        deltas += [{"tool_calls": [{"index": number, **call}]} for number, call in enumerate(calls)]
-        for number, delta in enumerate(deltas):
-            logprobs = choice.get("logprobs") if number == 1 else None
-            piece = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+    choices = [{"index": position, **choice} for position, choice in enumerate(answer.get("choices") or [])]
+    for choice in sorted(choices, key=lambda choice: choice["index"]):
+        for piece in _choice_pieces(choice):
             yield {**base, "choices": [piece]}
-        ending = {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.get("finish_reason")}
-        yield {**base, "choices": [ending]}
     if include_usage:
         yield {**base, "choices": [], "usage": answer.get("usage")}
+
+
+def _choice_pieces(choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The choice as a chunk carries it, once for each delta; whatever else it has comes with the finish_reason."""
+    message = dict(choice.get("message") or {})
+    calls = message.pop("tool_calls", None) or []
+    content, refusal = message.pop("content", None), message.pop("refusal", None)
+    opening = "" if isinstance(content, str) else None
+    deltas: list[dict[str, Any]] = [
+        {"role": message.pop("role", "assistant"), "content": opening, "refusal": None}
+    ]
+    deltas += [{key: value} for key, value in message.items() if value is not None and value != []]
+    said = [{key: value} for key, value in (("content", content), ("refusal", refusal)) if value]
+    deltas += said
+    deltas += [{"tool_calls": [{**call, "index": number}]} for number, call in enumerate(calls)]
+    logprobs = choice.get("logprobs")
+    for delta in deltas:
+        carried = logprobs if said and delta is said[0] else None
+        yield {"index": choice["index"], "delta": delta, "logprobs": carried, "finish_reason": None}
+    rest = {key: value for key, value in choice.items() if key != "message"}
+    yield {**rest, "delta": {}, "logprobs": None if said else logprobs}
 
 
 def response_events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -53,35 +67,73 @@ def response_events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _response_events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    started = {**answer, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
+    unknown_yet = ("usage", "incomplete_details", "error", "completed_at")
+    started = {**answer, "status": "in_progress", "output": []}
+    started.update({key: None for key in unknown_yet if key in answer})
     yield {"type": "response.created", "response": started}
     yield {"type": "response.in_progress", "response": started}
     for index, item in enumerate(answer.get("output") or []):
-        where = {"output_index": index, "item_id": item.get("id", "")}
-        opened = {**item, "status": "in_progress"} if "status" in item else dict(item)
-        if item.get("type") == "message":
-            opened["content"] = []
-        elif item.get("type") == "function_call":
-            opened["arguments"] = ""
+        where = {"output_index": index, "item_id": item.get("id") or ""}
+        emptied: dict[str, Any] = _EMPTIED.get(item.get("type", ""), {})
+        opened = {**item, **{key: value for key, value in emptied.items() if item.get(key) is not None}}
+        if item.get("status") is not None:
+            opened["status"] = "in_progress"
         yield {"type": "response.output_item.added", "output_index": index, "item": opened}
-        if item.get("type") == "message":
-            for position, part in enumerate(item.get("content") or []):
-                yield from _part_events(part, {**where, "content_index": position})
-        elif item.get("type") == "function_call":
-            arguments = item.get("arguments", "")
+        if item.get("type") == "function_call":
+            arguments = item.get("arguments") or ""
             prefix = "response.function_call_arguments"
             yield {"type": f"{prefix}.delta", **where, "delta": arguments}
             yield {"type": f"{prefix}.done", **where, "name": item.get("name", ""), "arguments": arguments}
+        elif item.get("type") in ("message", "reasoning"):
+            for position, part in enumerate(item.get("summary") or []):
+                yield from _summary_events(part, {**where, "summary_index": position})
+            for position, part in enumerate(item.get("content") or []):
+                yield from _part_events(part, {**where, "content_index": position})
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
     ending = answer.get("status") if answer.get("status") in ("incomplete", "failed") else "completed"
     yield {"type": f"response.{ending}", "response": answer}
 
 
+_EMPTIED: dict[str, dict[str, Any]] = {
+    "message": {"content": []},
+    "function_call": {"arguments": ""},
+    "reasoning": {"summary": [], "content": []},
+}
+
+
+def _summary_events(part: dict[str, Any], where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    text = part.get("text") or ""
+    yield {"type": "response.reasoning_summary_part.added", **where, "part": {**part, "text": ""}}
+    yield {"type": "response.reasoning_summary_text.delta", **where, "delta": text}
+    yield {"type": "response.reasoning_summary_text.done", **where, "text": text}
+    yield {"type": "response.reasoning_summary_part.done", **where, "part": part}
+
+
+_PARTS = {
+    "output_text": ("response.output_text", "text"),
+    "refusal": ("response.refusal", "refusal"),
+    "reasoning_text": ("response.reasoning_text", "text"),
+}
+
+
 def _part_events(part: dict[str, Any], where: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    key = "refusal" if part.get("type") == "refusal" else "text"
-    name = "response.refusal" if key == "refusal" else "response.output_text"
-    more = {} if key == "refusal" else {"logprobs": part.get("logprobs") or []}
-    yield {"type": "response.content_part.added", **where, "part": {**part, key: ""}}
-    yield {"type": f"{name}.delta", **where, "delta": part.get(key, ""), **more}
-    yield {"type": f"{name}.done", **where, key: part.get(key, ""), **more}
+    kind = part.get("type", "")
+    if kind not in _PARTS:
+        yield {"type": "response.content_part.added", **where, "part": part}
+        yield {"type": "response.content_part.done", **where, "part": part}
+        return
+    name, key = _PARTS[kind]
+    text = part.get(key) or ""
+    emptied: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
+    more = {"logprobs": part.get("logprobs") or []} if kind == "output_text" else {}
+    yield {"type": "response.content_part.added", **where, "part": {**part, key: "", **emptied}}
+    yield {"type": f"{name}.delta", **where, "delta": text, **more}
+    for number, annotation in enumerate(part.get("annotations") or []):
+        yield {
+            "type": "response.output_text.annotation.added",
+            **where,
+            "annotation_index": number,
+            "annotation": annotation,
+        }
+    yield {"type": f"{name}.done", **where, key: text, **more}
     yield {"type": "response.content_part.done", **where, "part": part}

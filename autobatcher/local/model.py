@@ -6,18 +6,21 @@ answer with `content_filter`, `[[error:429]]` (400 to 599) answers with that sta
 
 from __future__ import annotations
 
+import array
 import base64
 import hashlib
 import json
 import math
 import re
 import struct
+import sys
+from fractions import Fraction
 from typing import Any
 
 MODELS: tuple[str, ...] = ("local-chat", "local-embedding")
 
 DEFAULT_DIMENSIONS = 256
-_MAX_DEPTH = 8
+_MOST_DIMENSIONS = 8192
 _MARK = re.compile(r"\[\[(refuse|filter|error:([45]\d\d))\]\]")
 _CODES = {429: "rate_limit_exceeded", 401: "invalid_api_key", 404: "not_found"}
 
@@ -54,7 +57,7 @@ def answer(endpoint: str, body: dict[str, Any], *, now: int) -> tuple[int, dict[
 
 
 class _Turn:
-    """What the model has to say: text, a refusal, or a tool call."""
+    """What the model has to say: text, a refusal, or a tool call; token counts are a quarter of the characters."""
 
     def __init__(
         self, body: dict[str, Any], text: str, *, after_tool: bool, mark: str | None, chat: bool
@@ -64,42 +67,73 @@ class _Turn:
         self.refusal = "I can't help with that." if mark == "refuse" else None
         self.content: str | None = None
         self.call: tuple[str, str] | None = None
-        self.prompt_tokens = max(1, len(text) // 4)
-        tool = None if after_tool or self.refusal else _chosen_tool(body, chat=chat)
-        if tool is not None:
+        tool = _chosen_tool(body, chat=chat)
+        most = _most_tokens(body, chat=chat)
+        if tool is not None and not after_tool and mark is None:
             arguments = _instance(tool.get("parameters") or {"type": "object"}, text)
-            self.call = (str(tool.get("name", "")), json.dumps(arguments))
+            self.call = (str(tool.get("name", "")), json.dumps(arguments, ensure_ascii=False))
             self.finish = "tool_calls"
         elif self.refusal is None:
             self.content = self._text(body, text, after_tool=after_tool, chat=chat)
+            words = self.content.split(" ")
+            if most is not None and most < len(words):
+                self.finish = "length"
+                self.content = " ".join(words[:most])
+        self.prompt_tokens = max(1, _characters(body.get("messages" if chat else "input")) // 4)
         self.completion_tokens = max(1, len(self.content or self.refusal or (self.call or ("", ""))[1]) // 4)
 
-    def _text(self, body: dict[str, Any], text: str, *, after_tool: bool, chat: bool) -> str:
-        form = body.get("response_format") if chat else (body.get("text") or {}).get("format")
-        kind = form.get("type") if isinstance(form, dict) else None
-        if kind == "json_schema" and isinstance(form, dict):
-            schema = (form.get("json_schema") or {}).get("schema") if chat else form.get("schema")
-            return json.dumps(_instance(schema or {}, text), ensure_ascii=False)
+    @staticmethod
+    def _text(body: dict[str, Any], text: str, *, after_tool: bool, chat: bool) -> str:
+        name = "response_format" if chat else "text"
+        form = body.get(name)
+        if not chat and isinstance(form, dict):
+            form = form.get("format")
+        if form is not None and not isinstance(form, dict):
+            raise _BadRequestError(f"'{name}' must be an object", name)
+        kind = form.get("type") if form else None
+        if form and kind == "json_schema":
+            holder = form.get("json_schema") if chat else form
+            if not isinstance(holder, dict) or not isinstance(holder.get("schema", {}), dict):
+                raise _BadRequestError(f"'{name}' needs a JSON schema", name)
+            return json.dumps(_instance(holder.get("schema", {}), text), ensure_ascii=False)
         if kind == "json_object":
             return json.dumps({"answer": text}, ensure_ascii=False)
-        said = f"The tool says: {text}." if after_tool else f"You said: {text}."
-        most = (
-            body.get("max_completion_tokens") or body.get("max_tokens")
-            if chat
-            else body.get("max_output_tokens")
+        return f"The tool says: {text}." if after_tool else f"You said: {text}."
+
+
+def _most_tokens(body: dict[str, Any], *, chat: bool) -> int | None:
+    """The limit on the answer in tokens, each of which is a word here."""
+    for name in ("max_completion_tokens", "max_tokens") if chat else ("max_output_tokens",):
+        most = body.get(name)
+        if most is not None:
+            if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+                raise _BadRequestError(f"'{name}' must be a positive integer", name)
+            return most
+    return None
+
+
+def _characters(given: Any) -> int:
+    if isinstance(given, list):
+        return sum(
+            len(_text_of(item.get("content") or item.get("output")))
+            for item in given
+            if isinstance(item, dict)
         )
-        words = said.split(" ")
-        if isinstance(most, int) and 0 < most < len(words):
-            self.finish = "length"
-            return " ".join(words[:most])
-        return said
+    return len(given) if isinstance(given, str) else 0
 
 
 def _last_chat_text(body: dict[str, Any]) -> tuple[str, bool]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
         raise _BadRequestError("'messages' must be a non-empty array of messages", "messages")
-    return _text_of(messages[-1].get("content")), messages[-1].get("role") == "tool"
+    for position, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise _BadRequestError("each message needs a role", f"messages[{position}].role")
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise _BadRequestError(
+                "a message's content is a string or an array", f"messages[{position}].content"
+            )
+    return _text_of(messages[-1].get("content")), messages[-1]["role"] == "tool"
 
 
 def _last_response_text(body: dict[str, Any]) -> tuple[str, bool]:
@@ -125,14 +159,32 @@ def _chosen_tool(body: dict[str, Any], *, chat: bool) -> dict[str, Any] | None:
     choice = body.get("tool_choice")
     if choice == "none":
         return None
-    tools = [
-        tool for tool in body.get("tools") or [] if isinstance(tool, dict) and tool.get("type") == "function"
-    ]
-    functions = [tool.get("function") or {} for tool in tools] if chat else tools
-    if isinstance(choice, dict):
-        name = (choice.get("function") or choice).get("name")
-        functions = [function for function in functions if function.get("name") == name]
-    return functions[0] if functions else None
+    given = body.get("tools") or []
+    if not isinstance(given, list):
+        raise _BadRequestError("'tools' must be an array", "tools")
+    tools = [tool for tool in given if isinstance(tool, dict) and tool.get("type") == "function"]
+    functions = [tool.get("function") for tool in tools] if chat else tools
+    known = {str(item.get("name")): item for item in functions if isinstance(item, dict)}
+    name = _named(choice) if isinstance(choice, dict) else None
+    if name is not None and name not in known:
+        raise _BadRequestError(f"'tool_choice' names a tool that is not in 'tools': {name}", "tool_choice")
+    return known[name] if name is not None else next(iter(known.values()), None)
+
+
+def _named(choice: dict[str, Any]) -> str | None:
+    """The function that a tool_choice names: {"name"}, {"function": {"name"}}, or the first of {"tools": [...]}."""
+    allowed = choice.get("allowed_tools")  # the chat endpoint nests what the responses endpoint has flat
+    for holder in (choice, choice.get("function"), allowed):
+        if isinstance(holder, dict):
+            if isinstance(holder.get("name"), str):
+                return str(holder["name"])
+            if (
+                isinstance(holder.get("tools"), list)
+                and holder["tools"]
+                and isinstance(holder["tools"][0], dict)
+            ):
+                return _named(holder["tools"][0])
+    return None
 
 
 def _usage(turn: _Turn) -> tuple[int, int, int]:
@@ -151,8 +203,8 @@ def _chat(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
         function = {"name": name, "arguments": arguments}
         message["tool_calls"] = [{"id": f"call_{turn.id}", "type": "function", "function": function}]
     prompt, completion, total = _usage(turn)
-    count = body.get("n") or 1
-    if not isinstance(count, int) or not 1 <= count <= 128:  # noqa: PLR2004 -- OpenAI's limit
+    count = 1 if body.get("n") is None else body["n"]
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 128:  # noqa: PLR2004 -- OpenAI's limit
         raise _BadRequestError("'n' must be an integer from 1 to 128", "n")
     return {
         "id": f"chatcmpl-{turn.id}",
@@ -160,7 +212,7 @@ def _chat(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
         "created": now,
         "model": body["model"],
         "choices": [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": turn.finish}
+            {"index": index, "message": {**message}, "logprobs": None, "finish_reason": turn.finish}
             for index in range(count)
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total},
@@ -207,16 +259,19 @@ def _response(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
         "max_output_tokens": body.get("max_output_tokens"),
         "model": body["model"],
         "output": [item],
-        "parallel_tool_calls": body.get("parallel_tool_calls", True),
+        "background": False,
+        "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
         "previous_response_id": body.get("previous_response_id"),
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+        "service_tier": "default",
         "store": body.get("store", True),
         "temperature": body.get("temperature", 1.0),
-        "text": body.get("text") or {"format": {"type": "text"}},
-        "tool_choice": body.get("tool_choice", "auto"),
-        "tools": body.get("tools") or [],
+        "text": {"format": {"type": "text"}, **(body.get("text") or {})},
+        "tool_choice": body.get("tool_choice") or "auto",
+        "tools": [_echoed(tool) for tool in body.get("tools") or []],
+        "top_logprobs": body.get("top_logprobs") or 0,
         "top_p": body.get("top_p", 1.0),
-        "truncation": "disabled",
+        "truncation": body.get("truncation") or "disabled",
         "usage": {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -227,6 +282,13 @@ def _response(body: dict[str, Any], turn: _Turn, now: int) -> dict[str, Any]:
         "user": body.get("user"),
         "metadata": body.get("metadata") or {},
     }
+
+
+def _echoed(tool: Any) -> Any:
+    """A function tool with its defaults filled in."""
+    if isinstance(tool, dict) and tool.get("type") == "function":
+        return {"description": None, "parameters": None, "strict": True, **tool}
+    return tool
 
 
 def _error(status: int) -> dict[str, Any]:
@@ -244,15 +306,16 @@ def _error(status: int) -> dict[str, Any]:
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     given = body.get("input")
-    if isinstance(given, str):
-        inputs: list[Any] = [given]
-    elif isinstance(given, list) and given:
-        inputs = [given] if isinstance(given[0], int) else given
-    else:
-        raise _BadRequestError("'input' must be a string or a non-empty array", "input")
+    inputs: list[Any] = (
+        given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    )
+    if not all(_is_embeddable(item) for item in inputs):
+        raise _BadRequestError(
+            "'input' must be a non-empty string, array of tokens, or array of those", "input"
+        )
     dimensions = body.get("dimensions") or DEFAULT_DIMENSIONS
-    if not isinstance(dimensions, int) or dimensions < 1:
-        raise _BadRequestError("'dimensions' must be a positive integer", "dimensions")
+    if not isinstance(dimensions, int) or not 1 <= dimensions <= _MOST_DIMENSIONS:
+        raise _BadRequestError(f"'dimensions' must be an integer from 1 to {_MOST_DIMENSIONS}", "dimensions")
     encoding = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise _BadRequestError("'encoding_format' must be 'float' or 'base64'", "encoding_format")
@@ -262,9 +325,7 @@ def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
         {
             "object": "embedding",
             "index": index,
-            "embedding": vector
-            if encoding == "float"
-            else base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode(),
+            "embedding": vector.tolist() if encoding == "float" else _base64(vector),
         }
         for index, vector in enumerate(vectors)
     ]
@@ -272,16 +333,33 @@ def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     return {"object": "list", "data": data, "model": body["model"], "usage": usage}
 
 
-def _unit_vector(text: str, dimensions: int) -> list[float]:
+def _is_embeddable(item: Any) -> bool:
+    if isinstance(item, list):
+        return bool(item) and all(isinstance(token, int) and not isinstance(token, bool) for token in item)
+    return isinstance(item, str) and item != ""
+
+
+def _unit_vector(text: str, dimensions: int) -> array.array[float]:
+    """Single precision, so that both encodings carry the same numbers."""
     raw = hashlib.shake_128(text.encode()).digest(2 * dimensions)
     values = [value + 0.5 for value in struct.unpack(f"<{dimensions}h", raw)]  # never all zero
     length = math.sqrt(sum(value * value for value in values))
-    return [value / length for value in values]
+    return array.array("f", [value / length for value in values])
+
+
+def _base64(vector: array.array[float]) -> str:
+    if sys.byteorder == "big":
+        vector = vector[:]
+        vector.byteswap()
+    return base64.b64encode(vector).decode()
 
 
 def _instance(schema: Any, text: str) -> Any:
     """Something that satisfies a JSON schema; free strings in it come from `text`."""
-    return _Instances(schema if isinstance(schema, dict) else {}, text).make(schema, 0)
+    try:
+        return _Instances(schema, text).make(schema, frozenset())
+    except _UnsatisfiableError:
+        return {}
 
 
 _FORMATS = {
@@ -296,98 +374,330 @@ _FORMATS = {
     "uri": "https://example.com/",
     "uuid": "00000000-0000-4000-8000-000000000000",
 }
+_KINDS = {
+    "object": ("properties", "required", "additionalProperties", "minProperties"),
+    "array": ("items", "prefixItems", "minItems", "uniqueItems"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+_LOWER = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
+_UPPER = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})
+_MANY_REFERENCES = 6
+_MANY_STEPS = 2_000
+_MOST_STEPS = 20_000
+
+
+class _UnsatisfiableError(ValueError):
+    """No instance, or none that is finite."""
 
 
 class _Instances:
-    def __init__(self, root: dict[str, Any], text: str) -> None:
+    """Builds one instance: every property, the first alternative that has an instance, one item per array.
+
+    A reference never stands within itself: a finite instance exists without that if one exists at all. Below
+    many references, or after many steps, only what is required is built.
+    """
+
+    def __init__(self, root: Any, text: str) -> None:
         self._root = root
-        self._text = text
+        self._text = text or "x"
+        self._steps = 0
+        self._salt = 0  # the position in an array of unique items
 
-    def make(self, schema: Any, depth: int) -> Any:
-        if not isinstance(schema, dict):
-            return self._text
-        if "$ref" in schema:
-            return self.make(
-                {**self._resolve(schema["$ref"]), **{k: v for k, v in schema.items() if k != "$ref"}}, depth
-            )
-        if "const" in schema:
-            return schema["const"]
-        if schema.get("enum"):
-            return schema["enum"][0]
+    def make(self, schema: Any, within: frozenset[str]) -> Any:
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise _UnsatisfiableError
+        used: set[str] = set()
+        flat = self._flat(schema, within, used)
+        within |= used
+        if "const" in flat:
+            return flat["const"]
+        if "enum" in flat:
+            if not flat["enum"]:
+                raise _UnsatisfiableError
+            return flat["enum"][self._salt % len(flat["enum"])]
         for key in ("anyOf", "oneOf"):
-            if schema.get(key):
-                # At depth, a null alternative ends a recursive schema.
-                options = schema[key]
-                ends = [item for item in options if isinstance(item, dict) and item.get("type") == "null"]
-                return self.make(ends[0] if ends and depth > _MAX_DEPTH else options[0], depth)
-        if schema.get("allOf"):
-            merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
-            for item in schema["allOf"]:
-                part = self._resolve(item["$ref"]) if "$ref" in item else item
-                properties = {**merged.get("properties", {}), **part.get("properties", {})}
-                merged = {**merged, **part, **({"properties": properties} if properties else {})}
-            return self.make(merged, depth)
-        return self._typed(schema, depth)
-
-    def _typed(self, schema: dict[str, Any], depth: int) -> Any:
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            kind = "null" if "null" in kind and depth > _MAX_DEPTH else kind[0]
-        if kind is None:
-            kind = "object" if "properties" in schema else "array" if "items" in schema else "string"
-        if kind == "object":
-            return self._object(schema, depth)
-        if kind == "array":
-            count = max(
-                schema.get("minItems", 0), 0 if depth > _MAX_DEPTH or schema.get("maxItems") == 0 else 1
+            if flat.get(key):
+                rest = {name: value for name, value in flat.items() if name != key}
+                options = list(flat[key])
+                if self._is_terse(within):
+                    options.sort(key=lambda option: isinstance(option, dict) and "$ref" in option)
+                return self._first([{"allOf": [rest, option]} for option in options], within)
+        kinds = flat.get("type")
+        if kinds is None:
+            kinds = next(
+                (kind for kind, names in _KINDS.items() if any(name in flat for name in names)), "string"
             )
-            return [self.make(schema.get("items", {}), depth + 1) for _ in range(count)]
+        if isinstance(kinds, list):
+            return self._first([{**flat, "type": kind} for kind in kinds], within)
+        return self._typed(flat, kinds, within)
+
+    def _first(self, schemas: list[dict[str, Any]], within: frozenset[str]) -> Any:
+        for schema in schemas:
+            try:
+                return self.make(schema, within)
+            except _UnsatisfiableError:  # noqa: PERF203 -- the next alternative is the point
+                continue
+        raise _UnsatisfiableError
+
+    def _is_terse(self, within: frozenset[str]) -> bool:
+        return len(within) > _MANY_REFERENCES or self._steps > _MANY_STEPS
+
+    def _flat(self, schema: Any, within: frozenset[str], used: set[str]) -> dict[str, Any]:
+        """The schema with its references and its allOf merged into it."""
+        if schema is False:
+            raise _UnsatisfiableError
+        if not isinstance(schema, dict):
+            return {}
+        flat = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
+        if "$ref" in schema:
+            reference = str(schema["$ref"])
+            if reference in within:
+                raise _UnsatisfiableError
+            used.add(reference)
+            flat = _merged(self._flat(self._resolve(reference), within | {reference}, used), flat)
+        for part in schema.get("allOf") or ():
+            flat = _merged(flat, self._flat(part, within, used))
+        return flat
+
+    def _resolve(self, reference: str) -> Any:
+        found = self._root
+        for part in reference.removeprefix("#").strip("/").split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+                found = found[int(name)]
+            elif name:
+                found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    def _typed(self, schema: dict[str, Any], kind: str, within: frozenset[str]) -> Any:
+        if kind == "object":
+            return self._object(schema, within)
+        if kind == "array":
+            return self._array(schema, within)
         if kind in ("integer", "number"):
             return self._number(schema, integer=kind == "integer")
         if kind == "boolean":
-            return True
+            return self._salt % 2 == 0
         return None if kind == "null" else self._string(schema)
 
-    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
-        required = schema.get("required", [])
-        properties = {
-            name: item
-            for name, item in (schema.get("properties") or {}).items()
-            if name in required or depth <= _MAX_DEPTH
-        }
-        return {name: self.make(item, depth + 1) for name, item in properties.items()}
+    def _object(self, schema: dict[str, Any], within: frozenset[str]) -> dict[str, Any]:
+        required = schema.get("required") or []
+        properties = schema.get("properties") or {}
+        others = schema.get("additionalProperties", True)
+        most = schema.get("maxProperties")
+        made: dict[str, Any] = {}
+        for name in dict.fromkeys([*required, *properties]):
+            needed = name in required
+            if not needed and (self._is_terse(within) or (most is not None and len(made) >= most)):
+                continue
+            try:
+                made[name] = self.make(properties.get(name, others), within)
+            except _UnsatisfiableError:
+                if needed:
+                    raise
+        for number in range(1, (schema.get("minProperties") or 0) + 1):
+            if len(made) < schema["minProperties"]:
+                made.setdefault(f"key{number}", self.make(others, within))
+        return {name: made[name] for name in dict.fromkeys([*properties, *made]) if name in made}
 
-    @staticmethod
-    def _number(schema: dict[str, Any], *, integer: bool) -> float:
-        step = schema.get("multipleOf") or 1
-        low = schema.get("minimum")
-        if (above := schema.get("exclusiveMinimum")) is not None:
-            low = above + (step if integer else 0.5)
-        high = schema.get("maximum")
-        if (below := schema.get("exclusiveMaximum")) is not None:
-            high = below - (step if integer else 0.5)
-        value: float = 1 if step == 1 else step
-        if low is not None and value < low:
-            value = math.ceil(low / step) * step if integer or step != 1 else low
-        if high is not None and value > high:
-            value = math.floor(high / step) * step if integer or step != 1 else high
-        return int(value) if integer else value
+    def _array(self, schema: dict[str, Any], within: frozenset[str]) -> list[Any]:
+        items = schema.get("items", True)
+        first = items if isinstance(items, list) else schema.get("prefixItems") or []
+        if isinstance(items, list):
+            items = schema.get("additionalItems", True)
+        least = schema.get("minItems") or 0
+        count = max(least, 0 if self._is_terse(within) else max(len(first), 1))
+        count = min(count, schema.get("maxItems", count))
+        made: list[Any] = []
+        outer = self._salt
+        try:
+            for position in range(count):
+                self._salt = position if schema.get("uniqueItems") else outer
+                made.append(self.make(first[position] if position < len(first) else items, within))
+        except _UnsatisfiableError:
+            if len(made) < least:
+                raise
+        finally:
+            self._salt = outer
+        return made
+
+    def _number(self, schema: dict[str, Any], *, integer: bool) -> float:
+        step = Fraction(str(schema.get("multipleOf") or int(integer)))
+        if integer:
+            step = Fraction(step.numerator)  # the least whole multiple of a fraction in lowest terms
+        low, above = _bound(schema, "minimum", "exclusiveMinimum", max)
+        high, below = _bound(schema, "maximum", "exclusiveMaximum", min)
+        wanted = Fraction(1 + self._salt)
+        if step:
+            if low is not None:
+                least = math.floor(low / step) + 1 if above else math.ceil(low / step)
+                wanted = max(wanted, Fraction(least + self._salt))
+            if high is not None:
+                most = math.ceil(high / step) - 1 if below else math.floor(high / step)
+                wanted = min(wanted, Fraction(most))
+            wanted *= step
+        elif low is not None and high is not None:
+            if not low < wanted < high:
+                wanted = low if low == high else low + (high - low) * Fraction(self._salt + 1, self._salt + 2)
+        elif low is not None and wanted <= low:
+            wanted = low + 1 + self._salt
+        elif high is not None and wanted >= high:
+            wanted = high - 1 - self._salt
+        if (low is not None and (wanted < low or (above and wanted == low))) or (
+            high is not None and (wanted > high or (below and wanted == high))
+        ):
+            raise _UnsatisfiableError
+        return int(wanted) if integer else float(wanted)
 
     def _string(self, schema: dict[str, Any]) -> str:
-        if schema.get("format") in _FORMATS:
-            return _FORMATS[schema["format"]]
-        text = self._text or "x"
-        if len(text) < (least := schema.get("minLength", 0)):
-            text += "x" * (least - len(text))
-        return text[: schema.get("maxLength", len(text))]
+        least, most = schema.get("minLength") or 0, schema.get("maxLength")
+        text = f"{self._salt} {self._text}" if self._salt else self._text
+        text = text.ljust(least, "x")[:most]
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str):
+            return _matching(pattern, text, least, most)
+        return _FORMATS.get(schema.get("format", ""), text)
 
-    def _resolve(self, reference: str) -> dict[str, Any]:
-        found: Any = self._root
-        for name in reference.removeprefix("#").strip("/").split("/"):
-            if name:
-                found = (
-                    found.get(name.replace("~1", "/").replace("~0", "~"), {})
-                    if isinstance(found, dict)
-                    else {}
-                )
-        return found if isinstance(found, dict) else {}
+
+def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """The schema that asks for what both ask for."""
+    merged = {**one, **two}
+    for key in one.keys() & two.keys():
+        a, b = one[key], two[key]
+        if key == "properties":
+            merged[key] = {
+                **a,
+                **{name: {"allOf": [a[name], b[name]]} if name in a else b[name] for name in b},
+            }
+        elif key == "required":
+            merged[key] = [*dict.fromkeys([*a, *b])]
+        elif key in ("anyOf", "oneOf"):
+            merged[key] = [{"allOf": [x, y]} for x in a for y in b]
+        elif key in ("items", "additionalProperties") and a != b:
+            merged[key] = {"allOf": [a, b]}
+        elif key == "enum":
+            merged[key] = [value for value in a if value in b]
+        elif key == "type":
+            merged[key] = _common_type(a, b)
+        elif key in _LOWER:
+            merged[key] = max(a, b)
+        elif key in _UPPER:
+            merged[key] = min(a, b)
+    return merged
+
+
+def _common_type(one: Any, two: Any) -> Any:
+    a, b = ([kinds] if isinstance(kinds, str) else kinds for kinds in (one, two))
+    common = [kind for kind in a if kind in b or (kind == "integer" and "number" in b)]
+    common += [kind for kind in b if kind == "integer" and "number" in a and kind not in common]
+    if not common:
+        raise _UnsatisfiableError
+    return common[0] if len(common) == 1 else common
+
+
+def _bound(
+    schema: dict[str, Any], inclusive: str, exclusive: str, tighter: Any
+) -> tuple[Fraction | None, bool]:
+    """A bound on a number, and whether the bound itself is outside."""
+    at, beyond = (
+        None if schema.get(name) is None else Fraction(str(schema[name])) for name in (inclusive, exclusive)
+    )
+    if at is None or beyond is None:
+        return (at, False) if beyond is None else (beyond, True)
+    return tighter(at, beyond), tighter(at, beyond) == beyond
+
+
+_ALPHABET = "a0A-_ .@/" + "".join(map(chr, range(33, 127))) + "\n\té"
+_REPEATED = re.compile(r"\{(\d+)(?:(,)(\d*))?\}[?+]?")
+_GROUP = re.compile(r"\(\?(?::|P?<\w+>|(?P<around><?[=!]))")
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+
+
+def _matching(pattern: str, text: str, least: int, most: int | None) -> str:
+    """The text, or a word of it, or else something made from the pattern, with `least` to `most` characters.
+
+    The text itself if nothing of that matches the pattern.
+    """
+    try:
+        compiled = re.compile(pattern)
+        words = text.split()
+        made = (_Pattern(pattern, more).text() for more in sorted({0, 1, 2, 4, 8, 16, 32, least}))
+        for group in ([text[:256]], words[:16], made):
+            for candidate in group:
+                if least <= len(candidate) <= (len(candidate) if most is None else most) and compiled.search(
+                    candidate
+                ):
+                    return candidate
+    except (re.error, IndexError, OverflowError):  # no pattern of Python's, or one beyond the generator
+        pass
+    return text
+
+
+class _Pattern:
+    """Makes a text from a pattern: first alternatives, each repetition `more` times beyond what it must."""
+
+    def __init__(self, source: str, more: int) -> None:
+        self._source = source
+        self._more = more
+        self._at = 0
+
+    def text(self) -> str:
+        made = self._sequence()
+        while self._take("|"):
+            self._sequence()
+        return made
+
+    def _take(self, text: str) -> bool:
+        found = self._source.startswith(text, self._at)
+        self._at += len(text) if found else 0
+        return found
+
+    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        found = pattern.match(self._source, self._at)
+        self._at = found.end() if found else self._at
+        return found
+
+    def _sequence(self) -> str:
+        made = ""
+        while self._at < len(self._source) and self._source[self._at] not in "|)":
+            made += self._atom() * self._repetitions()
+        return made
+
+    def _repetitions(self) -> int:
+        least, most = 1, 1.0
+        for sign, bounds in (("*", (0, math.inf)), ("+", (1, math.inf)), ("?", (0, 1))):
+            if self._take(sign):
+                least, most = bounds
+                if not self._take("?"):
+                    self._take("+")
+                break
+        else:
+            found = self._match(_REPEATED)
+            if found is not None:
+                least = int(found[1])
+                most = float(found[3] or "inf") if found[2] else least
+        return int(min(least + self._more, most, 1_000))
+
+    def _atom(self) -> str:
+        sign = self._source[self._at]
+        if sign == "(":
+            group = self._match(_GROUP)
+            self._at += 0 if group else 1
+            made = self.text()
+            self._at += 1
+            return "" if group and group["around"] else made
+        if found := self._match(_CLASS):
+            return next(
+                char for char in _ALPHABET + str(found[0]).strip("[]^") if re.fullmatch(found[0], char)
+            )
+        if found := self._match(_ESCAPE):
+            return next((char for char in _ALPHABET if re.fullmatch(found[0], char)), self._escaped(found[0]))
+        self._at += 1
+        return "" if sign in "^$" else "a" if sign == "." else sign
+
+    @staticmethod
+    def _escaped(source: str) -> str:
+        code = bytes.fromhex(source[2:])  # empty but for \x.. and \u....
+        return chr(int.from_bytes(code, "big")) if code else ""
