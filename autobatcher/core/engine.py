@@ -46,7 +46,6 @@ class Batch:
     closed_at: float
     size: int
     state: BatchState = BatchState.UPLOADING
-    file_id: str | None = None
     created_at: float = 0.0
     poll_at: float | None = None
     snapshot: Snapshot | None = None
@@ -243,7 +242,6 @@ class Engine:
             return []
         match report:
             case Uploaded(batch, file_id):
-                batch.file_id = file_id
                 batch.move(BatchState.CREATING)
                 return [Create(batch, file_id)]
             case Created(batch, snapshot):
