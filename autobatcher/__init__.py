@@ -6,7 +6,7 @@ Change the import, keep the code::
 """
 
 from autobatcher._version import __version__
-from autobatcher.client import AsyncOpenAI, BatchOpenAI
+from autobatcher.client import AsyncOpenAI, BatchAzureOpenAI, BatchOpenAI
 from autobatcher.errors import (
     AutobatcherError,
     BatchError,
@@ -20,6 +20,7 @@ from autobatcher.errors import (
 __all__ = [
     "AsyncOpenAI",
     "AutobatcherError",
+    "BatchAzureOpenAI",
     "BatchError",
     "BatchFailedError",
     "BatchOpenAI",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
+import anyio
 import openai
 
+from autobatcher import sse
 from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Unanswered
 from autobatcher.errors import BatchFailedError, ClientClosedError, RequestFailedError
 
@@ -18,18 +22,32 @@ if TYPE_CHECKING:
     from autobatcher._http import httpx
 
 
-async def to_result(
-    client: openai.AsyncOpenAI,
-    outcome: Outcome,
-    *,
-    request: httpx.Request,
-    cast_to: Any,
-    options: FinalRequestOptions,
-) -> Any:
+class Call(NamedTuple):
+    """A call of the SDK, as `request` gets it.
+
+    Attributes:
+        path: below the base URL, such as "chat/completions".
+        fields: of the body.
+        request: stands in for the HTTP request of the realtime call.
+        cast_to, options, stream, stream_cls: the arguments of `request`.
+        started: when it was made, by the event loop's clock.
+    """
+
+    path: str
+    fields: Mapping[str, Any]
+    request: httpx.Request
+    cast_to: Any
+    options: FinalRequestOptions
+    stream: bool
+    stream_cls: Any
+    started: float
+
+
+async def to_result(client: openai.AsyncOpenAI, call: Call, outcome: Outcome) -> Any:
     """The object of the realtime call, or the exception.
 
     The answer goes through the SDK as an HTTP response with the line's status, request id and body, so that types,
-    lenient construction, post parsers, raw responses and status errors are the SDK's.
+    lenient construction, post parsers, raw responses, streams and status errors are the SDK's.
 
     Raises:
         openai.APIStatusError: what the realtime call would have raised.
@@ -37,29 +55,62 @@ async def to_result(
         ClientClosedError: the client was closed.
     """
     if not isinstance(outcome, Answer):
-        _raise(client, outcome, request)
-    response = _response(outcome, request)
+        _raise(client, outcome, call.request)
+    response = _response(client, call, outcome)
     if response.is_error:
         raise client._make_status_error_from_response(response)  # noqa: SLF001 -- the SDK's choice of the class
     return await client._process_response(  # noqa: SLF001 -- what `request` ends in
-        cast_to=cast_to, options=options, response=response, stream=False, stream_cls=None
+        cast_to=call.cast_to,
+        options=call.options,
+        response=response,
+        stream=call.stream,
+        stream_cls=call.stream_cls,
     )
 
 
-def _response(answer: Answer, request: httpx.Request) -> httpx.Response:
+def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:
     # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
-    library = sys.modules[type(request).__module__.partition(".")[0]]
-    headers, content = {"content-type": "application/json"}, answer.body
-    if content.startswith(b'"'):
-        # What was no JSON at the server, such as a proxy's page, travels as a string.
-        headers = {"content-type": "text/plain; charset=utf-8"}
-        content = json.loads(content).encode("utf-8", "replace")
+    library = sys.modules[type(call.request).__module__.partition(".")[0]]
+    content_type, content = _content(call, answer)
+    headers = {"content-type": content_type}
     if answer.request_id is not None:
         headers["x-request-id"] = answer.request_id
+    failed = answer.status >= 400  # noqa: PLR2004 -- HTTP's errors
+    unread = call.stream or client._should_stream_response_body(call.request)  # noqa: SLF001 -- as `request` asks
     response: httpx.Response = library.Response(
-        answer.status, headers=headers, content=content, request=request
+        answer.status,
+        headers=headers,
+        content=_Unread(content) if unread and not failed else content,
+        request=call.request,
     )
+    response.elapsed = dt.timedelta(seconds=anyio.current_time() - call.started)
     return response
+
+
+def _content(call: Call, answer: Answer) -> tuple[str, bytes]:
+    """Type and content of the response: for a call that says `stream`, the events of the finished answer."""
+    if answer.body.startswith(b'"'):
+        # What was no JSON at the server, such as a proxy's page, travels as a string.
+        return "text/plain; charset=utf-8", json.loads(answer.body).encode("utf-8", "replace")
+    if call.fields.get("stream") and answer.status < 400:  # noqa: PLR2004 -- as above
+        events = sse.encode(call.path, json.loads(answer.body), call.fields)
+        return "text/event-stream; charset=utf-8", b"".join(events)
+    return "application/json", answer.body
+
+
+class _Unread:
+    """A body as it is before it was read from the network."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = [content]
+
+    def __aiter__(self) -> _Unread:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop()
 
 
 def _raise(

@@ -1,13 +1,18 @@
-"""The drop-in client: an `openai.AsyncOpenAI` whose calls share batches."""
+"""The drop-in clients: `openai.AsyncOpenAI` and `openai.AsyncAzureOpenAI`, whose calls share batches."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
+import anyio
 import openai
+from openai._compat import model_copy
 
-from autobatcher.answers import to_result
+from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
+from autobatcher.answers import Call, to_result
 from autobatcher.collector import Collector
 from autobatcher.core.endpoints import batched_path, line_url, weight
 from autobatcher.core.window import OversizedError
@@ -22,30 +27,8 @@ if TYPE_CHECKING:
     from autobatcher._http import httpx
 
 
-class BatchOpenAI(openai.AsyncOpenAI):
-    """An `openai.AsyncOpenAI` whose chat completions, embeddings and responses travel in batches.
-
-    Takes every argument and environment variable of `openai.AsyncOpenAI`, with its meaning; `timeout` and
-    `max_retries` are those of the single HTTP calls. Calls that are made within one window and name the same
-    endpoint and model become one batch; each caller gets the object, or the exception, of its realtime call. All
-    other methods (models, files, batches, images, ...) are the SDK's own.
-
-    Works with asyncio and trio, with and without `async with`, and in one event loop after another.
-
-    Args:
-        batch_size: requests that close a window at once; default 1000.
-        batch_window_seconds: how long a window stays open after its first request; default 1 s.
-        poll_interval_seconds: time between polls of a young batch, default 5 s; grows to 2% of the batch's age, at
-            most 10 minutes.
-        completion_window: the server's time for a batch, default "24h"; any value the server takes.
-        batch_metadata: attached to every batch: up to 16 pairs of str.
-        **kwargs: the arguments of `openai.AsyncOpenAI`.
-
-    Raises:
-        ValueError: a batch option makes no sense; the message says what is allowed.
-        TypeError: a batch option is of a wrong type.
-        openai.OpenAIError: as from `openai.AsyncOpenAI`, such as for a missing API key.
-    """
+class Batching(openai.AsyncOpenAI):
+    """What the clients have in common; stands before the SDK's class among their bases."""
 
     _pool: HttpPool
     _collector: Collector
@@ -58,7 +41,8 @@ class BatchOpenAI(openai.AsyncOpenAI):
         poll_interval_seconds: float = 5.0,
         completion_window: str = "24h",
         batch_metadata: Mapping[str, str] | None = None,
-        _parent: BatchOpenAI | None = None,
+        _parent: Batching | None = None,
+        _batched: bool = True,
         **kwargs: Any,
     ) -> None:
         options = BatchOptions(
@@ -76,10 +60,9 @@ class BatchOpenAI(openai.AsyncOpenAI):
             self._pool = HttpPool(http_client, make=None)
         else:
             self._owns_pool = True
-            self._pool = HttpPool(
-                http_client, lambda: type(http_client)(base_url=self.base_url, timeout=self.timeout)
-            )
+            self._pool = HttpPool(http_client, make=self._like(http_client))
         self._options = options
+        self._batched = _batched
         self._shares_collector = _parent is not None and self._reaches_the_same(_parent)
         if _parent is not None and self._shares_collector:
             self._collector = _parent._collector  # noqa: SLF001
@@ -87,6 +70,14 @@ class BatchOpenAI(openai.AsyncOpenAI):
             self._collector = Collector(self, options, self._pool if self._owns_pool else None)
             if _parent is not None and not self._owns_pool:
                 _parent._collector.adopt(self._collector)  # noqa: SLF001
+
+    def _like(self, first: httpx.AsyncClient) -> Any:
+        def make() -> httpx.AsyncClient:
+            client = type(first)(base_url=self.base_url, timeout=self.timeout)
+            client.event_hooks = first.event_hooks
+            return client
+
+        return make
 
     # The SDK keeps its HTTP client in `_client` and reads it at every call. A client of its own making belongs to
     # the event loop that first used it; this property gives each loop one.
@@ -102,25 +93,29 @@ class BatchOpenAI(openai.AsyncOpenAI):
         if "_pool" in self.__dict__:  # replaced by hand
             self._pool = HttpPool(self.__dict__.pop("_client"), make=None)
 
-    def copy(self, **kwargs: Any) -> Self:
+    @property
+    def unbatched(self) -> Self:
+        """This client without batching, for the urgent call: everything it is asked goes out at once.
+
+        It shares this client's connections; closing it closes nothing. Copies of it do not batch either.
+        """
+        return self.copy(_extra_kwargs={"_batched": False})
+
+    def copy(self, *_: Any, **kwargs: Any) -> Self:
         """A client with some options changed, as in the SDK; the batch options can be changed as well.
 
         The copy's calls share batches with this client's unless they would reach another server, go out under
         another identity, with other default headers, or by other batch options. Closing the copy does not close
         this client.
         """
-        options = self._options
-        extra = {
-            "batch_size": options.batch_size,
-            "batch_window_seconds": options.batch_window_seconds,
-            "poll_interval_seconds": options.poll_interval_seconds,
-            "completion_window": options.completion_window,
-            "batch_metadata": options.batch_metadata,
-            "_parent": self,
-            **(kwargs.pop("_extra_kwargs", None) or {}),
-        }
-        extra.update({name: kwargs.pop(name) for name in list(kwargs) if name in extra})
-        return super().copy(**kwargs, _extra_kwargs=extra)
+        own: dict[str, Any] = {name: getattr(self._options, name) for name in BATCH_OPTIONS}
+        own.update(_parent=self, _batched=self._batched)
+        own.update(kwargs.pop("_extra_kwargs", None) or {})
+        for name in BATCH_OPTIONS & kwargs.keys():
+            given = kwargs.pop(name)
+            if not isinstance(given, openai.NotGiven):
+                own[name] = given
+        return super().copy(**kwargs, _extra_kwargs=own)
 
     with_options = copy
 
@@ -156,28 +151,40 @@ class BatchOpenAI(openai.AsyncOpenAI):
             ClientClosedError: the client was closed before the answer came.
             TypeError: the body cannot be encoded, or is none that a batch can carry.
         """
-        path = batched_path(options.method, options.url)
-        if path is None:
+        path = batched_path(options.method, options.url.removeprefix(str(self.base_url)))
+        if path is None or not self._batched:
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        if stream:
-            raise TypeError("a batched call cannot stream: leave stream=True out")
         cast_to = self._maybe_override_cast_to(cast_to, options)
-        if not self.api_key:  # a callable one that was never asked: the request could not be built without it
-            await self._refresh_api_key()
-        request = self._build_request(options)
-        fields = _fields(options)
+        fields = self._fields(path, options)
+        self._collector.note_left_out(options.headers, options.params)
+        request = self._build_request(_for_a_line(options, fields))
+        call = Call(path, fields, request, cast_to, options, stream, stream_cls, started=anyio.current_time())
         try:
             outcome = await self._collector.submit(
-                line_url(self.base_url.path, path),
-                str(fields.get("model", "")),
-                request.content,
-                weight(path, fields),
+                self._line_url(path), str(fields.get("model", "")), request.content, weight(path, fields)
             )
         except OversizedError as error:
             raise RequestTooLargeError(str(error)) from None
-        return await to_result(self, outcome, request=request, cast_to=cast_to, options=options)
+        return await to_result(self, call, outcome)
 
-    def _reaches_the_same(self, other: BatchOpenAI) -> bool:
+    def _line_url(self, path: str) -> str:
+        return line_url(self.base_url.path, path)
+
+    def _fields(self, _path: str, options: FinalRequestOptions) -> dict[str, Any]:
+        """The fields of the body, merged as the SDK merges them."""
+        body = options.json_data
+        if (
+            getattr(options, "content", None) is not None
+            or options.files
+            or not isinstance(body, (Mapping, type(None)))
+        ):
+            raise TypeError("a batched call takes a JSON object as its body, not files or raw content")
+        if options.extra_json is None:
+            return {**(body or {})}
+        merged = {**(body or {}), **options.extra_json}
+        return {key: value for key, value in merged.items() if not isinstance(value, openai.Omit)}
+
+    def _reaches_the_same(self, other: Batching) -> bool:
         return self._pool is other._pool and self._identity() == other._identity()
 
     def _identity(self) -> tuple[Any, ...]:
@@ -192,16 +199,90 @@ class BatchOpenAI(openai.AsyncOpenAI):
         )
 
 
-def _fields(options: FinalRequestOptions) -> Mapping[str, Any]:
-    """The fields of the body, as `_build_request` merges them."""
-    body = options.json_data
-    if (
-        getattr(options, "content", None) is not None
-        or options.files
-        or not isinstance(body, (Mapping, type(None)))
-    ):
-        raise TypeError("a batched call takes a JSON object as its body, not files or raw content")
-    return {**(body or {}), **(options.extra_json or {})}
+BATCH_OPTIONS = frozenset(BatchOptions.__dataclass_fields__)
+
+
+def _for_a_line(options: FinalRequestOptions, fields: dict[str, Any]) -> FinalRequestOptions:
+    """The options of an HTTP request that has a line's body.
+
+    It is never sent. So it needs no key, and none is asked for; and it says nothing of streaming, for what a batch
+    answers is whole.
+    """
+    options = model_copy(options)
+    if fields.get("stream"):
+        fields = {key: value for key, value in fields.items() if key not in ("stream", "stream_options")}
+    options.json_data, options.extra_json = fields, None
+    options.headers = {"Authorization": openai.Omit(), **(options.headers or {})}
+    return options
+
+
+@with_batch_options(openai.AsyncOpenAI)
+class BatchOpenAI(OpenAISignatures, Batching):
+    """An `openai.AsyncOpenAI` whose chat completions, embeddings and responses travel in batches.
+
+    Takes every argument and environment variable of `openai.AsyncOpenAI`, with its meaning; `timeout` and
+    `max_retries` are those of the single HTTP calls. Calls that are made within one window and name the same
+    endpoint and model become one batch; each caller gets the object, or the exception, of its realtime call. All
+    other methods (models, files, batches, images, ...) are the SDK's own.
+
+    `parse`, `with_raw_response`, `with_streaming_response`, `stream=True` and `stream()` go through batches as well;
+    a stream yields the finished answer. `extra_headers` and `extra_query` of a call have no place in a batch file:
+    they are left out, which the log says once. A call's `timeout` does not bound the wait for its batch.
+
+    Works with asyncio and trio, with and without `async with`, and in one event loop after another.
+
+    Args:
+        batch_size: requests that close a window at once; default 1000.
+        batch_window_seconds: how long a window stays open after its first request; default 1 s.
+        poll_interval_seconds: time between polls of a young batch, default 5 s; grows to 2% of the batch's age, at
+            most 10 minutes.
+        completion_window: the server's time for a batch, default "24h"; any value the server takes.
+        batch_metadata: attached to every batch: up to 16 pairs of str.
+        **kwargs: the arguments of `openai.AsyncOpenAI`.
+
+    Raises:
+        ValueError: a batch option makes no sense; the message says what is allowed.
+        TypeError: a batch option is of a wrong type.
+        openai.OpenAIError: as from `openai.AsyncOpenAI`, such as for a missing API key.
+    """
+
+
+_OF_A_DEPLOYMENT = re.compile(rb"(?P<endpoint>.*)/openai/deployments/(?P<name>[^/]+)/?")
+
+
+@with_batch_options(openai.AsyncAzureOpenAI)
+class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
+    """An `openai.AsyncAzureOpenAI` whose chat completions, embeddings and responses travel in batches.
+
+    Takes every argument and environment variable of `openai.AsyncAzureOpenAI`, and the batch options of
+    `BatchOpenAI`; what is said there holds here. Models are names of deployments, which must be of the type Global
+    Batch or Data Zone Batch; a client made for one deployment (`azure_deployment`, or a `base_url` that ends in it)
+    uses that one, whatever model a call names, as the SDK does. The url of a line is the path without a version,
+    such as "/chat/completions".
+
+    Source: https://learn.microsoft.com/azure/ai-services/openai/how-to/batch
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        found = _OF_A_DEPLOYMENT.fullmatch(self.base_url.raw_path)
+        if found is not None and self._azure_endpoint is None:
+            # A base URL that names a deployment, of a copy (openai 2) or of the user's: the SDK knows by these
+            # where the calls go that belong to no deployment, such as those for files and batches.
+            self._azure_endpoint = self.base_url.copy_with(raw_path=found["endpoint"] or b"/")
+            self._azure_deployment = unquote(found["name"].decode())
+
+    def _line_url(self, path: str) -> str:
+        return f"/{path}"
+
+    def _fields(self, path: str, options: FinalRequestOptions) -> dict[str, Any]:
+        fields = super()._fields(path, options)
+        if self._azure_deployment is not None and path != "responses":  # these belong to no deployment
+            fields["model"] = self._azure_deployment
+        return fields
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (*super()._identity(), self._azure_ad_token, self._azure_ad_token_provider)
 
 
 AsyncOpenAI = BatchOpenAI

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,7 +13,7 @@ from autobatcher.core.engine import Engine
 from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.retry import PollSchedule
 from autobatcher.core.window import Limits
-from autobatcher.logs import log_event
+from autobatcher.logs import left_out, log_event, log_left_out
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
 from autobatcher.runtime.upstream import Upstream
@@ -41,11 +42,18 @@ class Collector:
         self._pool = pool
         self._drivers: dict[Any, Driver] = {}
         self._dependants: weakref.WeakSet[Collector] = weakref.WeakSet()
+        self._told = False
         self.closed = False
 
     def adopt(self, other: Collector) -> None:
         """Close `other`, which uses the same connections, together with this one."""
         self._dependants.add(other)
+
+    def note_left_out(self, headers: Any, query: Mapping[str, object]) -> None:
+        """Say once in the log that what a call gives with its HTTP request has no place in a line."""
+        if not self._told and (names := left_out(headers, query)):
+            self._told = True
+            log_left_out(names)
 
     async def submit(self, endpoint: str, model: str, body: bytes, weight: int) -> Outcome:
         """What becomes of one request; arguments and errors as for `Driver.submit`."""

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from autobatcher.events import BatchSettled, BatchSubmitted, Event
 
 _log = logging.getLogger("autobatcher")
+
+_UNTOLD = ("user-agent", "x-stainless-", "accept", "content-type")
+"""What the SDK, and frameworks by habit, say of themselves: an answer does not depend on these headers."""
+
+
+def left_out(headers: Mapping[str, object] | None, query: Mapping[str, object]) -> list[str]:
+    """The names of the headers and query parameters of a call that somebody may miss in a batch."""
+    told = [name for name in headers or () if not name.lower().startswith(_UNTOLD)]
+    return [f"header {name}" for name in told] + [f"query parameter {name}" for name in query]
+
+
+def log_left_out(names: Iterable[str]) -> None:
+    """One line at WARNING; names only, for values may be secrets."""
+    _log.warning(
+        "%s: not sent, since a batch file has no place for the headers and the query of a single call; this is said"
+        " once (give the client default_headers or default_query, or use client.unbatched)",
+        ", ".join(names),
+    )
 
 
 def log_event(event: Event) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def encode(endpoint: str, answer: dict[str, Any], request: dict[str, Any]) -> Iterator[bytes]:
+def encode(endpoint: str, answer: dict[str, Any], request: Mapping[str, Any]) -> Iterator[bytes]:
     """The bytes of the stream; the end of `endpoint` decides between chat chunks and typed response events."""
     if endpoint.rstrip("/").endswith("responses"):
         for event in response_events(answer):

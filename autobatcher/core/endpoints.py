@@ -13,7 +13,7 @@ _VERSION = re.compile(r"/(v\d+[^/]*)/?$")
 
 def batched_path(method: str, path: str) -> str | None:
     """The path below the base URL, without slashes around it, if such a call goes into a batch."""
-    path = path.strip("/")
+    path = path.partition("?")[0].strip("/")
     return path if method.lower() == "post" and path in BATCHED else None
 
 
