@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from autobatcher._http import httpx
 
 
+_JSON = "application/json"
+_ERRORS = 400
+"""The first of HTTP's error statuses."""
+
+
 class Call(NamedTuple):
     """A call of the SDK, as `request` gets it.
 
@@ -51,6 +56,7 @@ async def to_result(client: openai.AsyncOpenAI, call: Call, outcome: Outcome) ->
 
     Raises:
         openai.APIStatusError: what the realtime call would have raised.
+        openai.APIResponseValidationError: the call streams, and the answer has no form that could be streamed.
         openai.APIError: the request, its batch, or a call for its batch failed.
         ClientClosedError: the client was closed.
     """
@@ -71,31 +77,33 @@ async def to_result(client: openai.AsyncOpenAI, call: Call, outcome: Outcome) ->
 def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:
     # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
     library = sys.modules[type(call.request).__module__.partition(".")[0]]
-    content_type, content = _content(call, answer)
+    content_type, content = _content(answer)
+    if call.fields.get("stream") and content_type == _JSON and answer.status < _ERRORS:
+        try:
+            content = b"".join(sse.encode(call.path, json.loads(content), call.fields))
+        except (ValueError, RecursionError) as error:
+            odd = library.Response(answer.status, content=content, request=call.request)
+            raise openai.APIResponseValidationError(odd, body=None, message=str(error)) from error
+        content_type = "text/event-stream; charset=utf-8"
     headers = {"content-type": content_type}
     if answer.request_id is not None:
         headers["x-request-id"] = answer.request_id
-    failed = answer.status >= 400  # noqa: PLR2004 -- HTTP's errors
     unread = call.stream or client._should_stream_response_body(call.request)  # noqa: SLF001 -- as `request` asks
     response: httpx.Response = library.Response(
         answer.status,
         headers=headers,
-        content=_Unread(content) if unread and not failed else content,
+        content=_Unread(content) if unread and answer.status < _ERRORS else content,
         request=call.request,
     )
     response.elapsed = dt.timedelta(seconds=anyio.current_time() - call.started)
     return response
 
 
-def _content(call: Call, answer: Answer) -> tuple[str, bytes]:
-    """Type and content of the response: for a call that says `stream`, the events of the finished answer."""
+def _content(answer: Answer) -> tuple[str, bytes]:
     if answer.body.startswith(b'"'):
         # What was no JSON at the server, such as a proxy's page, travels as a string.
         return "text/plain; charset=utf-8", json.loads(answer.body).encode("utf-8", "replace")
-    if call.fields.get("stream") and answer.status < 400:  # noqa: PLR2004 -- as above
-        events = sse.encode(call.path, json.loads(answer.body), call.fields)
-        return "text/event-stream; charset=utf-8", b"".join(events)
-    return "application/json", answer.body
+    return _JSON, answer.body
 
 
 class _Unread:

@@ -257,10 +257,10 @@ class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
     Takes every argument and environment variable of `openai.AsyncAzureOpenAI`, and the batch options of
     `BatchOpenAI`; what is said there holds here. Models are names of deployments, which must be of the type Global
     Batch or Data Zone Batch; a client made for one deployment (`azure_deployment`, or a `base_url` that ends in it)
-    uses that one, whatever model a call names, as the SDK does. The url of a line is the path without a version,
-    such as "/chat/completions".
+    uses that one, whatever model a call names, as the SDK does. The url of a line is "/chat/completions" or
+    "/v1/responses". Azure takes no embeddings in batches: they raise what it answers; `unbatched` makes them.
 
-    Source: https://learn.microsoft.com/azure/ai-services/openai/how-to/batch
+    Source: https://learn.microsoft.com/azure/foundry/openai/how-to/batch
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -273,7 +273,7 @@ class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
             self._azure_deployment = unquote(found["name"].decode())
 
     def _line_url(self, path: str) -> str:
-        return f"/{path}"
+        return "/v1/responses" if path == "responses" else f"/{path}"
 
     def _fields(self, path: str, options: FinalRequestOptions) -> dict[str, Any]:
         fields = super()._fields(path, options)

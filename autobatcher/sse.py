@@ -7,8 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def encode(endpoint: str, answer: dict[str, Any], request: Mapping[str, Any]) -> Iterator[bytes]:
-    """The bytes of the stream; the end of `endpoint` decides between chat chunks and typed response events."""
+def encode(endpoint: str, answer: Any, request: Mapping[str, Any]) -> list[bytes]:
+    """The events of the stream; the end of `endpoint` decides between chat chunks and typed response events.
+
+    Raises:
+        ValueError: the answer has not the form of the endpoint's.
+    """
+    try:
+        return list(_encoded(endpoint, answer, request))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no answer to {endpoint} that could be streamed: {error}") from error
+
+
+def _encoded(endpoint: str, answer: dict[str, Any], request: Mapping[str, Any]) -> Iterator[bytes]:
     if endpoint.rstrip("/").endswith("responses"):
         for event in response_events(answer):
             yield f"event: {event['type']}\ndata: {_dump(event)}\n\n".encode()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autobatcher.local.config import LocalConfig
 from autobatcher.local.serving import serve
+
+if TYPE_CHECKING:
+    from autobatcher.local.serving import Serving
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -36,6 +39,10 @@ def local(
             envvar="AUTOBATCHER_LOCAL_API_KEY", show_envvar=True, help="Key that clients must send."
         ),
     ] = None,
+    azure: Annotated[
+        bool,
+        typer.Option("--azure", help="Pose as Azure OpenAI: for AsyncAzureOpenAI and the like."),
+    ] = False,
     partial_results: Annotated[
         bool,
         typer.Option("--partial-results", help="Serve results before a batch ends; several models per file."),
@@ -56,14 +63,16 @@ def local(
             latency_seconds=latency,
             partial_results=partial_results,
             api_key=api_key,
+            azure=azure,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if host not in _LOOPBACK and api_key is None:
         print("Warning: open to the network without --api-key.", file=sys.stderr)
 
-    def on_start(base_url: str) -> None:
-        print(f"Batch API at {base_url} (Ctrl+C stops it)", file=sys.stderr, flush=True)
+    def on_start(serving: Serving) -> None:
+        where = f"azure_endpoint={serving.origin}" if azure else serving.base_url
+        print(f"Batch API at {where} (Ctrl+C stops it)", file=sys.stderr, flush=True)
 
     try:
         serve(config, host=host, port=port, on_start=on_start)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -21,14 +21,15 @@ from autobatcher.local.bodies import body_of
 from autobatcher.local.model import MODELS
 from autobatcher.local.store import TERMINAL
 from autobatcher.local.uploads import receive_upload
-from autobatcher.local.wire import ENDPOINTS, ApiError, decode, encode, error_body, new_id
+from autobatcher.local.wire import ApiError, decode, encode, error_body, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from autobatcher.local.config import LocalConfig
+    from autobatcher.local.dialects import Dialect
     from autobatcher.local.server import LocalBatchAPI
     from autobatcher.local.uploads import Upload
 
@@ -48,14 +49,15 @@ class Json(JSONResponse):
 
 
 class Guard:
-    """Middleware: an x-request-id on every response, and the key, if one is needed."""
+    """Middleware: an x-request-id on every response, and what every request must have, such as the key."""
 
     def __init__(self, app: ASGIApp, config: LocalConfig) -> None:
         self._app = app
         self._key = config.api_key
+        self._dialect = config.dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer 401."""
+        """Let the request through, or answer 401 or 404."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -65,15 +67,12 @@ class Guard:
                 MutableHeaders(scope=message)["x-request-id"] = new_id("req_")
             await send(message)
 
-        if self._key is None or self._is_known(Headers(scope=scope).get("authorization", "")):
-            await self._app(scope, receive, send_with_id)
-            return
-        body = error_body(401, "Incorrect API key provided.", code="invalid_api_key")
-        await Json(body, 401)(scope, receive, send_with_id)
-
-    def _is_known(self, authorization: str) -> bool:
-        expected = f"Bearer {self._key}".encode()
-        return hmac.compare_digest(authorization.encode(), expected)
+        app = self._app
+        if self._key is not None and not self._dialect.knows(self._key, Headers(scope=scope)):
+            app = Json(self._dialect.denied, 401)
+        elif not self._dialect.finds(QueryParams(scope["query_string"])):
+            app = Json(self._dialect.not_found, 404)
+        await app(scope, receive, send_with_id)
 
 
 async def _api_error(_request: Request, error: Exception) -> Response:
@@ -82,9 +81,11 @@ async def _api_error(_request: Request, error: Exception) -> Response:
     return Json(error.body, error.status)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(dialect: Dialect, request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    if dialect.not_found is not None:
+        return Json(dialect.not_found, 404)
     message = f"Invalid URL ({request.method} {request.url.path})"
     return Json(error_body(error.status_code, message), error.status_code, headers=error.headers)
 
@@ -160,6 +161,7 @@ class _Routes:
     def __init__(self, api: LocalBatchAPI) -> None:
         self._api = api
         self._config = api.config
+        self._dialect = api.config.dialect
 
     def _now(self) -> int:
         return int(self._config.clock())
@@ -189,7 +191,8 @@ class _Routes:
             now=self._now(),
             lifetime=lifetime,
         )
-        return Json(store.file(upload.file_id, self._now()))
+        file = store.file(upload.file_id, self._now()) or {}
+        return Json({**file, **self._dialect.new_file}, self._dialect.created)
 
     async def list_files(self, request: Request) -> Response:
         query = request.query_params
@@ -244,10 +247,11 @@ class _Routes:
     async def create_batch(self, request: Request) -> Response:
         body = await _json_object(request, self._config.max_line_bytes)
         now = self._now()
-        batch, lifetime = new_batch(body, self._api.store, now=now), output_lifetime(body)
+        batch = new_batch(body, self._api.store, self._dialect, now=now)
+        lifetime = output_lifetime(body)
         self._api.store.add_batch(batch, output_expires_after=lifetime)
         self._api.start(batch["id"])
-        return Json(batch)
+        return Json(batch, self._dialect.created)
 
     async def list_batches(self, request: Request) -> Response:
         limit = _limit(request, _DEFAULT_PAGE, _MAX_PAGE)
@@ -278,17 +282,18 @@ class _Routes:
             raise ApiError(404, f"The model '{name}' does not exist", param="model", code="model_not_found")
         return Json(_model(name))
 
-    async def realtime(self, request: Request) -> Any:
-        endpoint = request.url.path
+    async def realtime(self, operation: str, request: Request) -> Any:
         body = await _json_object(request, self._config.max_line_bytes)
-        self._api.realtime_calls[endpoint] += 1
+        if "deployment" in request.path_params:
+            body["model"] = request.path_params["deployment"]
+        self._api.realtime_calls[operation] += 1
         if self._api.upstream is not None:
-            return self._api.upstream.passing(endpoint, body)
+            return self._api.upstream.passing(operation, body)
         await anyio.sleep(self._config.latency_seconds)
-        status, answered, _ = answer_now(endpoint, body, now=self._now())
+        status, answered, _ = answer_now(operation, body, now=self._now())
         if status < 400 and body.get("stream") is True:  # noqa: PLR2004 -- HTTP's errors
             return StreamingResponse(
-                _each(sse.encode(endpoint, answered, body)), media_type="text/event-stream"
+                _each(sse.encode(operation, answered, body)), media_type="text/event-stream"
             )
         return Json(answered, status)
 
@@ -297,7 +302,7 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "autobatcher"}
 
 
-async def _each(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
     """An async iterator, for Starlette runs others in a thread."""
     for part in parts:
         yield part
@@ -305,27 +310,30 @@ async def _each(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 def build_app(api: LocalBatchAPI) -> Starlette:
     """The ASGI application of a server."""
-    routes = _Routes(api)
+    routes, dialect = _Routes(api), api.config.dialect
     table: list[tuple[str, str, Any]] = [
-        ("POST", "/v1/files", routes.create_file),
-        ("GET", "/v1/files", routes.list_files),
-        ("GET", "/v1/files/{file_id}", routes.retrieve_file),
-        ("DELETE", "/v1/files/{file_id}", routes.delete_file),
-        ("GET", "/v1/files/{file_id}/content", routes.file_content),
-        ("POST", "/v1/batches", routes.create_batch),
-        ("GET", "/v1/batches", routes.list_batches),
-        ("GET", "/v1/batches/{batch_id}", routes.retrieve_batch),
-        ("POST", "/v1/batches/{batch_id}/cancel", routes.cancel_batch),
-        ("GET", "/v1/models", routes.list_models),
-        ("GET", "/v1/models/{model:path}", routes.retrieve_model),
-        *(("POST", endpoint, routes.realtime) for endpoint in ENDPOINTS),
+        ("POST", "/files", routes.create_file),
+        ("GET", "/files", routes.list_files),
+        ("GET", "/files/{file_id}", routes.retrieve_file),
+        ("DELETE", "/files/{file_id}", routes.delete_file),
+        ("GET", "/files/{file_id}/content", routes.file_content),
+        ("POST", "/batches", routes.create_batch),
+        ("GET", "/batches", routes.list_batches),
+        ("GET", "/batches/{batch_id}", routes.retrieve_batch),
+        ("POST", "/batches/{batch_id}/cancel", routes.cancel_batch),
+        ("GET", "/models", routes.list_models),
+        ("GET", "/models/{model:path}", routes.retrieve_model),
+        *(
+            ("POST", path, partial(routes.realtime, operation))
+            for path, operation in dialect.realtime.items()
+        ),
     ]
     return Starlette(
-        routes=[Route(path, handler, methods=[method]) for method, path, handler in table],
+        routes=[Route(dialect.prefix + path, handler, methods=[method]) for method, path, handler in table],
         middleware=[Middleware(Guard, config=api.config)],
         exception_handlers={
             ApiError: _api_error,
-            HTTPException: _http_error,
+            HTTPException: partial(_http_error, dialect),
             ClientDisconnect: _disconnected,
             Exception: _server_error,
         },

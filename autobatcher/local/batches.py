@@ -6,9 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from autobatcher.local.store import TERMINAL
-from autobatcher.local.wire import ENDPOINTS, ApiError, new_id
+from autobatcher.local.wire import ApiError, new_id
 
 if TYPE_CHECKING:
+    from autobatcher.local.dialects import Dialect
     from autobatcher.local.store import Store
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([smhd])", re.ASCII)
@@ -58,7 +59,7 @@ def output_lifetime(body: dict[str, Any]) -> int | None:
     return seconds
 
 
-def new_batch(body: dict[str, Any], store: Store, *, now: int) -> dict[str, Any]:
+def new_batch(body: dict[str, Any], store: Store, dialect: Dialect, *, now: int) -> dict[str, Any]:
     """A batch object for a creation request; only its input's content is checked later."""
     for name in ("input_file_id", "endpoint", "completion_window"):
         if body.get(name) is None:
@@ -66,9 +67,15 @@ def new_batch(body: dict[str, Any], store: Store, *, now: int) -> dict[str, Any]
                 400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
             )
     input_file_id, endpoint, window = body["input_file_id"], body["endpoint"], body["completion_window"]
-    if endpoint not in ENDPOINTS:
+    if not isinstance(endpoint, str) or endpoint not in dialect.batched:
+        known = ", ".join(dialect.batched)
+        raise ApiError(400, f"'endpoint' must be one of {known}.", param="endpoint", code="invalid_value")
+    if dialect.only_window not in (None, window):
         raise ApiError(
-            400, f"'endpoint' must be one of {', '.join(ENDPOINTS)}.", param="endpoint", code="invalid_value"
+            400,
+            f"'completion_window' must be '{dialect.only_window}'.",
+            param="completion_window",
+            code="invalid_value",
         )
     input_file = store.file(input_file_id, now) if isinstance(input_file_id, str) else None
     if input_file is None:
@@ -101,6 +108,7 @@ def new_batch(body: dict[str, Any], store: Store, *, now: int) -> dict[str, Any]
         "cancelled_at": None,
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": check_metadata(body.get("metadata")),
+        **dialect.new_batch,
     }
 
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from autobatcher.local.dialects import AZURE, OPENAI, Dialect
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -25,12 +27,14 @@ class LocalConfig:
         latency_seconds: How long the built-in model takes for a line or a realtime call.
         partial_results: Serve results before the end, as Doubleword's service does: output and error
             file ids from in_progress on, `?skip=N`, and several models per file.
-        api_key: Bearer key that clients must send; never shown.
+        api_key: Key that clients must send; never shown.
         max_file_bytes: Largest batch input, 200 MB at OpenAI; a larger one fails validation.
         max_file_lines: Most requests in a batch, 50,000 at OpenAI.
         max_line_bytes: Longest line of a batch input, and largest JSON body of any call.
         max_upload_bytes: Largest upload, 512 MB at OpenAI; more is refused with 413.
         clock: Unix time in seconds.
+        azure: Pose as Azure OpenAI, for clients such as `openai.AsyncAzureOpenAI`: paths below `/openai`,
+            deployments for models, `api-version` required, and batches that do not expire. The limits stay.
     """
 
     db: str | Path | None = None
@@ -45,6 +49,12 @@ class LocalConfig:
     max_line_bytes: int = 10_000_000
     max_upload_bytes: int = 512_000_000
     clock: Callable[[], float] = time.time
+    azure: bool = False
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the service is spoken to that the server poses as."""
+        return AZURE if self.azure else OPENAI
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "max_file_bytes", "max_file_lines", "max_line_bytes", "max_upload_bytes"):

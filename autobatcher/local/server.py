@@ -36,7 +36,7 @@ class LocalBatchAPI:
     Attributes:
         config: What it was made with.
         app: The ASGI application.
-        realtime_calls: Calls to the endpoints that answer at once, by path.
+        realtime_calls: Calls to the endpoints that answer at once, by their path at OpenAI.
     """
 
     def __init__(
@@ -116,6 +116,6 @@ class LocalBatchAPI:
 
     def http_client(self, **options: Any) -> httpx.AsyncClient:
         """A client whose calls go straight to `app`; pass it to the SDK as `http_client`."""
-        options.setdefault("base_url", "http://local/v1")
+        options.setdefault("base_url", f"http://local{self.config.dialect.prefix}")
         options.setdefault("transport", httpx.ASGITransport(app=self.app))
         return httpx.AsyncClient(**options)

@@ -24,10 +24,20 @@ _STOP_SECONDS = 5
 
 @dataclass(frozen=True)
 class Serving:
-    """A server that listens; `base_url` is what the SDK wants."""
+    """A server that listens.
 
-    base_url: str
+    Attributes:
+        origin: Its address without a path, such as `http://127.0.0.1:8000`: the `azure_endpoint` in Azure mode.
+        api: The server.
+    """
+
+    origin: str
     api: LocalBatchAPI
+
+    @property
+    def base_url(self) -> str:
+        """The URL that all paths are below, which is what the SDK wants."""
+        return self.origin + self.api.config.dialect.prefix
 
 
 def _listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -41,7 +51,7 @@ def _listen(host: str, port: int) -> tuple[socket.socket, str]:
         listener.close()
         raise
     name = f"[{host}]" if ":" in host else host
-    return listener, f"http://{name}:{listener.getsockname()[1]}/v1"
+    return listener, f"http://{name}:{listener.getsockname()[1]}"
 
 
 def _server(api: LocalBatchAPI) -> uvicorn.Server:
@@ -62,12 +72,13 @@ def _server(api: LocalBatchAPI) -> uvicorn.Server:
     )
 
 
-def serve(config: LocalConfig, *, host: str, port: int, on_start: Callable[[str], None]) -> None:
-    """Serve until interrupted; `on_start` gets the base URL once the address is bound."""
-    listener, base_url = _listen(host, port)
+def serve(config: LocalConfig, *, host: str, port: int, on_start: Callable[[Serving], None]) -> None:
+    """Serve until interrupted; `on_start` is called once the address is bound."""
+    listener, origin = _listen(host, port)
     with listener:
-        server = _server(LocalBatchAPI(config))
-        on_start(base_url)
+        api = LocalBatchAPI(config)
+        server = _server(api)
+        on_start(Serving(origin, api))
         server.run(sockets=[listener])
         if not server.started:
             raise RuntimeError("The server did not start; its log says why.")
@@ -76,7 +87,7 @@ def serve(config: LocalConfig, *, host: str, port: int, on_start: Callable[[str]
 @contextmanager
 def serve_in_thread(config: LocalConfig, host: str = "127.0.0.1", port: int = 0) -> Iterator[Serving]:
     """Serve from a thread of its own while the context lasts; port 0 takes a free one."""
-    listener, base_url = _listen(host, port)
+    listener, origin = _listen(host, port)
     with listener:
         api = LocalBatchAPI(config)
         server = _server(api)
@@ -89,7 +100,7 @@ def serve_in_thread(config: LocalConfig, host: str = "127.0.0.1", port: int = 0)
                 time.sleep(0.005)
             if not server.started:
                 raise RuntimeError("The server did not start; its log says why.")
-            yield Serving(base_url, api)
+            yield Serving(origin, api)
         finally:
             server.should_exit = True
             thread.join()

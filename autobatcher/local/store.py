@@ -243,9 +243,7 @@ class Store:
                 field = f"{name}_file_id"
                 found[field] = batch[field]
                 query = "SELECT 1 FROM results WHERE batch_id = ? AND is_error = ? LIMIT 1"
-                if found[field] is not None or not (
-                    even_if_empty or db.execute(query, (batch_id, is_error)).fetchone()
-                ):
+                if found[field] or not (even_if_empty or db.execute(query, (batch_id, is_error)).fetchone()):
                     continue
                 found[field] = new_id("file-")
                 db.execute(

@@ -51,8 +51,9 @@ class Validator:
         self.errors: list[dict[str, Any]] = []
         self.total = 0
         self.model: str | None = None
-        self._endpoint = endpoint
         self._config = config
+        self._dialect = config.dialect
+        self._url = None if self._dialect.lines_decide else endpoint
         self._ids: set[str] = set()
 
     @property
@@ -62,6 +63,7 @@ class Validator:
 
     def fail(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
         """Record an error; any error fails the batch."""
+        code = self._dialect.codes.get(code, code)
         self.errors.append({"code": code, "line": line, "message": message, "param": param})
 
     def add(self, number: int, line: bytes) -> None:
@@ -108,13 +110,21 @@ class Validator:
             self._ids.add(custom_id)
         if request["method"] != "POST":
             self.fail("invalid_method", "The method must be 'POST'.", line=number, param="method")
-        if request["url"] != self._endpoint:
-            message = f"The URL must be the batch's endpoint, '{self._endpoint}'."
-            self.fail("invalid_url", message, line=number, param="url")
+        self._check_url(number, request["url"])
         if not isinstance(body, dict):
             self.fail("invalid_request", "'body' must be an object.", line=number, param="body")
         else:
             self._check_model(number, body.get("model"))
+
+    def _check_url(self, number: int, url: Any) -> None:
+        if self._url is None and isinstance(url, str) and url in self._dialect.batched:
+            self._url = url
+        elif self._url is None:
+            known = ", ".join(self._dialect.batched)
+            self.fail("invalid_url", f"The URL must be one of {known}.", line=number, param="url")
+        elif url != self._url:
+            of = "first line's" if self._dialect.lines_decide else "batch's endpoint,"
+            self.fail("invalid_url", f"The URL must be the {of} '{self._url}'.", line=number, param="url")
 
     def _check_model(self, number: int, model: Any) -> None:
         if not isinstance(model, str) or not model:

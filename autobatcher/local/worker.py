@@ -67,7 +67,9 @@ class Worker:
         if batch["status"] != "cancelling":
             with anyio.CancelScope() as scope:
                 self._scopes[batch_id] = scope
-                scope.deadline = anyio.current_time() + max(batch["expires_at"] - self._config.clock(), 0)
+                if self._config.dialect.expires:
+                    left = max(batch["expires_at"] - self._config.clock(), 0)
+                    scope.deadline = anyio.current_time() + left
                 try:
                     if batch["status"] == "validating" and not await self._validate(batch):
                         return
@@ -137,9 +139,9 @@ class Worker:
             results.flush()
 
     async def _answer_at_once(self, batch: dict[str, Any], results: _Results) -> None:
-        endpoint = batch["endpoint"]
         for count, (number, request) in enumerate(self._unanswered(batch), 1):
-            self._keep(results, number, request, answer_now(endpoint, request["body"], now=self._now()))
+            operation = self._config.dialect.batched[request["url"]]
+            self._keep(results, number, request, answer_now(operation, request["body"], now=self._now()))
             if count % _LINES_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
 
@@ -153,7 +155,8 @@ class Worker:
                     if item is None:
                         return
                     number, request = item
-                    self._keep(results, number, request, await source(batch["endpoint"], request["body"]))
+                    operation = self._config.dialect.batched[request["url"]]
+                    self._keep(results, number, request, await source(operation, request["body"]))
 
         async def flush_regularly() -> None:
             while True:
@@ -188,8 +191,8 @@ class Worker:
         if status == "completed":
             self._store.update(batch_id, status="finalizing", finalizing_at=self._now())
             await anyio.lowlevel.checkpoint()
-        partial = self._config.partial_results
-        self._store.add_result_files(batch_id, now=self._now(), even_if_empty=partial)
+        both = self._config.partial_results or self._config.dialect.empty_result_files
+        self._store.add_result_files(batch_id, now=self._now(), even_if_empty=both)
         self._store.update(batch_id, **{"status": status, f"{status}_at": self._now()})
 
 
