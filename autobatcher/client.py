@@ -49,6 +49,7 @@ class Batching(openai.AsyncOpenAI):
             batch_size, batch_window_seconds, poll_interval_seconds, completion_window, batch_metadata
         )
         super().__init__(**kwargs)
+        self._complete()
         http_client = self.__dict__.pop("_client")
         if _parent is not None:
             self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
@@ -70,6 +71,9 @@ class Batching(openai.AsyncOpenAI):
             self._collector = Collector(self, options, self._pool if self._owns_pool else None)
             if _parent is not None and not self._owns_pool:
                 _parent._collector.adopt(self._collector)  # noqa: SLF001
+
+    def _complete(self) -> None:
+        """Called when the SDK's constructor is through."""
 
     def _like(self, first: httpx.AsyncClient) -> Any:
         def make() -> httpx.AsyncClient:
@@ -263,8 +267,7 @@ class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
     Source: https://learn.microsoft.com/azure/foundry/openai/how-to/batch
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def _complete(self) -> None:
         found = _OF_A_DEPLOYMENT.fullmatch(self.base_url.raw_path)
         if found is not None and self._azure_endpoint is None:
             # A base URL that names a deployment, of a copy (openai 2) or of the user's: the SDK knows by these

@@ -20,11 +20,9 @@ def current_loop() -> Any:
     """A hashable that stands for the running event loop; None outside of one."""
     try:
         backend = sniffio.current_async_library()
-    except sniffio.AsyncLibraryNotFoundError:
+        return _trio().lowlevel.current_trio_token() if backend == "trio" else asyncio.get_running_loop()
+    except (sniffio.AsyncLibraryNotFoundError, RuntimeError):  # the library may be named while no loop runs
         return None
-    if backend == "trio":
-        return _trio().lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
 
 
 def is_dead(loop: Any) -> bool:

@@ -40,11 +40,16 @@ class Upstream:
     completion_window: str
     metadata: dict[str, str] | None
 
+    @property
+    def _own(self) -> openai.AsyncOpenAI:
+        """A copy, which lacks what others have put on the client itself: their wrappers of `request` are for calls."""
+        return self.client.with_options()
+
     async def upload(self, batch: engine.Batch) -> engine.Uploaded:
         """Upload a batch's lines as one file."""
         content = b"".join([request.line for request in batch.requests.values()])
         try:
-            file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
+            file = await self._own.files.create(file=("batch.jsonl", content), purpose="batch")
             file_id = _text(file, "id", "an upload")
         except Exception as error:
             raise _translate(error) from error
@@ -67,7 +72,7 @@ class Upstream:
     async def poll(self, batch: engine.Batch, batch_id: str) -> engine.Polled:
         """Ask how a batch stands."""
         try:
-            return engine.Polled(batch, _snapshot(await self.client.batches.retrieve(batch_id)))
+            return engine.Polled(batch, _snapshot(await self._own.batches.retrieve(batch_id)))
         except Exception as error:
             raise _translate(error, paid=True) from error
 
@@ -75,7 +80,7 @@ class Upstream:
         r"""The lines of a file, in groups as they arrive. Split at `\n` only: others may stand inside a line."""
         rest = b""
         try:
-            async with self.client.files.with_streaming_response.content(file_id) as response:
+            async with self._own.files.with_streaming_response.content(file_id) as response:
                 async for chunk in response.iter_bytes():
                     *lines, rest = (rest + chunk if rest else chunk).split(b"\n")
                     if lines:
