@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import anyio
 import openai
-from openai._compat import model_copy
+from openai._compat import cached_property, model_copy
 
 from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
 from autobatcher.answers import Call, to_result
-from autobatcher.collector import Collector
-from autobatcher.core.endpoints import batched_path, line_url, weight
+from autobatcher.collector import Collector, Collectors
+from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
 from autobatcher.core.window import OversizedError
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
@@ -31,7 +33,7 @@ class Batching(openai.AsyncOpenAI):
     """What the clients have in common; stands before the SDK's class among their bases."""
 
     _pool: HttpPool
-    _collector: Collector
+    _collectors: Collectors
 
     def __init__(
         self,
@@ -53,24 +55,15 @@ class Batching(openai.AsyncOpenAI):
         http_client = self.__dict__.pop("_client")
         if _parent is not None:
             self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
-        self._owns_pool = False
-        if _parent is not None and http_client is _parent._client:  # noqa: SLF001 -- of the same class
-            self._pool = _parent._pool  # noqa: SLF001
-        elif kwargs.get("http_client") is not None:
-            self._owns_pool = True
-            self._pool = HttpPool(http_client, make=None)
-        else:
-            self._owns_pool = True
-            self._pool = HttpPool(http_client, make=self._like(http_client))
         self._options = options
         self._batched = _batched
-        self._shares_collector = _parent is not None and self._reaches_the_same(_parent)
-        if _parent is not None and self._shares_collector:
-            self._collector = _parent._collector  # noqa: SLF001
-        else:
-            self._collector = Collector(self, options, self._pool if self._owns_pool else None)
-            if _parent is not None and not self._owns_pool:
-                _parent._collector.adopt(self._collector)  # noqa: SLF001
+        self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
+        if _parent is not None and not self._owns_pool:
+            self._pool, self._collectors = _parent._pool, _parent._collectors  # noqa: SLF001 -- as above
+            return
+        given = kwargs.get("http_client") is not None
+        self._pool = HttpPool(http_client, make=None if given else self._like(http_client))
+        self._collectors = Collectors(self._pool)
 
     def _complete(self) -> None:
         """Called when the SDK's constructor is through."""
@@ -96,6 +89,7 @@ class Batching(openai.AsyncOpenAI):
         self.__dict__["_client"] = client
         if "_pool" in self.__dict__:  # replaced by hand
             self._pool = HttpPool(self.__dict__.pop("_client"), make=None)
+            self._collectors.use(self._pool)
 
     @property
     def unbatched(self) -> Self:
@@ -125,17 +119,15 @@ class Batching(openai.AsyncOpenAI):
 
     def is_closed(self) -> bool:
         """Whether `close` was called, here or on the HTTP client."""
-        return self._collector.closed or super().is_closed()
+        return self._collectors.closed or super().is_closed()
 
     async def close(self) -> None:
         """Give every caller that still waits a `ClientClosedError`, then close the HTTP client.
 
-        Batches that are at the server go on there. A copy that shares its parent's batches closes nothing.
+        Batches that are at the server go on there. A copy that shares its parent's connections closes nothing.
         """
-        if self._shares_collector:
-            return
-        await self._collector.close()
         if self._owns_pool:
+            await self._collectors.close()
             await self._pool.close()
 
     async def request(
@@ -155,41 +147,58 @@ class Batching(openai.AsyncOpenAI):
             ClientClosedError: the client was closed before the answer came.
             TypeError: the body cannot be encoded, or is none that a batch can carry.
         """
-        path = batched_path(options.method, options.url.removeprefix(str(self.base_url)))
+        path = batched_path(options.method, self._path(options))
         if path is None or not self._batched:
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
         cast_to = self._maybe_override_cast_to(cast_to, options)
         fields = self._fields(path, options)
-        self._collector.note_left_out(options.headers, options.params)
+        self._collectors.note_left_out(options.headers, options.params)
         request = self._build_request(_for_a_line(options, fields))
         call = Call(path, fields, request, cast_to, options, stream, stream_cls, started=anyio.current_time())
         try:
             outcome = await self._collector.submit(
-                self._line_url(path), str(fields.get("model", "")), request.content, weight(path, fields)
+                self._line_url(path), model_name(fields), request.content, weight(path, fields)
             )
         except OversizedError as error:
             raise RequestTooLargeError(str(error)) from None
         return await to_result(self, call, outcome)
+
+    def _path(self, options: FinalRequestOptions) -> str:
+        """Where a call goes below the base URL."""
+        return options.url.removeprefix(str(self.base_url))
 
     def _line_url(self, path: str) -> str:
         return line_url(self.base_url.path, path)
 
     def _fields(self, _path: str, options: FinalRequestOptions) -> dict[str, Any]:
         """The fields of the body, merged as the SDK merges them."""
-        body = options.json_data
-        if (
-            getattr(options, "content", None) is not None
-            or options.files
-            or not isinstance(body, (Mapping, type(None)))
-        ):
-            raise TypeError("a batched call takes a JSON object as its body, not files or raw content")
+        body, content = options.json_data, getattr(options, "content", None)
+        if body is None and isinstance(content, (bytes, str)):
+            body = _parsed(content)
+        if options.files or not isinstance(body, (Mapping, type(None))):
+            raise TypeError("a batched call takes a JSON object as its body")
         if options.extra_json is None:
             return {**(body or {})}
         merged = {**(body or {}), **options.extra_json}
         return {key: value for key, value in merged.items() if not isinstance(value, openai.Omit)}
 
-    def _reaches_the_same(self, other: Batching) -> bool:
-        return self._pool is other._pool and self._identity() == other._identity()
+    @property
+    def _collector(self) -> Collector:
+        """The collector for calls as this client would send them now."""
+        return self._collectors.one(self._identity(), self._options, self._sender)
+
+    def _sender(self, **changes: Any) -> Self:
+        """This client as it is now, to make the calls for its batches: without what has been put on it since.
+
+        A subclass may have a constructor of its own, so none is called. Methods that were replaced are left behind,
+        for wrappers are for callers' calls, and so are resources, which lead back to this client.
+        """
+        sender = object.__new__(type(self))
+        for name, value in self.__dict__.items():
+            if not isinstance(getattr(type(self), name, None), (FunctionType, cached_property)):
+                sender.__dict__[name] = value
+        sender.__dict__.update(changes)
+        return sender
 
     def _identity(self) -> tuple[Any, ...]:
         return (
@@ -197,9 +206,12 @@ class Batching(openai.AsyncOpenAI):
             self._api_key_provider or self.api_key,
             self.organization,
             self.project,
-            self._custom_headers,
-            self._custom_query,
+            getattr(self, "workload_identity", None),  # of later versions of openai 2, as the next
+            getattr(self, "_provider", None),
+            {**self._custom_headers},
+            {**self._custom_query},
             self._options,
+            self._pool,
         )
 
 
@@ -213,11 +225,19 @@ def _for_a_line(options: FinalRequestOptions, fields: dict[str, Any]) -> FinalRe
     answers is whole.
     """
     options = model_copy(options)
-    if fields.get("stream"):
-        fields = {key: value for key, value in fields.items() if key not in ("stream", "stream_options")}
+    fields = {key: value for key, value in fields.items() if key not in ("stream", "stream_options")}
     options.json_data, options.extra_json = fields, None
+    if getattr(options, "content", None) is not None:
+        options.content = None
     options.headers = {"Authorization": openai.Omit(), **(options.headers or {})}
     return options
+
+
+def _parsed(content: bytes | str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content
 
 
 @with_batch_options(openai.AsyncOpenAI)
@@ -251,6 +271,7 @@ class BatchOpenAI(OpenAISignatures, Batching):
     """
 
 
+_CALL_OF_A_DEPLOYMENT = re.compile(r"/?deployments/(?P<name>[^/]+)(?P<path>/.*)")
 _OF_A_DEPLOYMENT = re.compile(rb"(?P<endpoint>.*)/openai/deployments/(?P<name>[^/]+)/?")
 
 
@@ -275,11 +296,18 @@ class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
             self._azure_endpoint = self.base_url.copy_with(raw_path=found["endpoint"] or b"/")
             self._azure_deployment = unquote(found["name"].decode())
 
+    def _path(self, options: FinalRequestOptions) -> str:
+        path = super()._path(options)
+        found = _CALL_OF_A_DEPLOYMENT.fullmatch(path)  # as code for Azure writes by hand
+        return path if found is None else found["path"]
+
     def _line_url(self, path: str) -> str:
         return "/v1/responses" if path == "responses" else f"/{path}"
 
     def _fields(self, path: str, options: FinalRequestOptions) -> dict[str, Any]:
         fields = super()._fields(path, options)
+        if found := _CALL_OF_A_DEPLOYMENT.fullmatch(super()._path(options)):
+            return {**fields, "model": unquote(found["name"])}
         if self._azure_deployment is not None and path != "responses":  # these belong to no deployment
             fields["model"] = self._azure_deployment
         return fields

@@ -90,11 +90,8 @@ def _response_events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if item.get("status") is not None:
             opened["status"] = "in_progress"
         yield {"type": "response.output_item.added", "output_index": index, "item": opened}
-        if item.get("type") == "function_call":
-            arguments = item.get("arguments") or ""
-            prefix = "response.function_call_arguments"
-            yield {"type": f"{prefix}.delta", **where, "delta": arguments}
-            yield {"type": f"{prefix}.done", **where, "name": item.get("name", ""), "arguments": arguments}
+        if item.get("type") in _CALLS:
+            yield from _call_events(item, where)
         elif item.get("type") in ("message", "reasoning"):
             for position, part in enumerate(item.get("summary") or []):
                 yield from _summary_events(part, {**where, "summary_index": position})
@@ -105,9 +102,42 @@ def _response_events(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": f"response.{ending}", "response": answer}
 
 
+_CALLS = {
+    "function_call": ("arguments", "response.function_call_arguments", None),
+    "custom_tool_call": ("input", "response.custom_tool_call_input", None),
+    "mcp_call": ("arguments", "response.mcp_call_arguments", "response.mcp_call"),
+    "code_interpreter_call": (
+        "code",
+        "response.code_interpreter_call_code",
+        "response.code_interpreter_call",
+    ),
+    "web_search_call": (None, "", "response.web_search_call"),
+    "file_search_call": (None, "", "response.file_search_call"),
+    "image_generation_call": (None, "", "response.image_generation_call"),
+}
+"""For each kind of call: the field that comes in pieces, the event of the pieces, and that of the call's progress.
+
+Source: https://platform.openai.com/docs/api-reference/responses-streaming
+"""
+
+
+def _call_events(item: dict[str, Any], where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    key, pieces, progress = _CALLS[item["type"]]
+    if progress is not None:
+        yield {"type": f"{progress}.in_progress", **where}
+    if key is not None:
+        text = item.get(key) or ""
+        named = {"name": item.get("name", "")} if item["type"] == "function_call" else {}
+        yield {"type": f"{pieces}.delta", **where, "delta": text}
+        yield {"type": f"{pieces}.done", **where, **named, key: text}
+    if progress is not None:
+        failed = item["type"] == "mcp_call" and item.get("error") is not None
+        yield {"type": f"{progress}.{'failed' if failed else 'completed'}", **where}
+
+
 _EMPTIED: dict[str, dict[str, Any]] = {
     "message": {"content": []},
-    "function_call": {"arguments": ""},
+    **{kind: {key: ""} for kind, (key, _, _) in _CALLS.items() if key is not None},
     "reasoning": {"summary": [], "content": []},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,14 @@ _VERSION = re.compile(r"/(v\d+[^/]*)/?$")
 
 def batched_path(method: str, path: str) -> str | None:
     """The path below the base URL, without slashes around it, if such a call goes into a batch."""
-    path = path.partition("?")[0].strip("/")
+    path = posixpath.normpath(path.partition("?")[0]).strip("/")
     return path if method.lower() == "post" and path in BATCHED else None
+
+
+def model_name(body: Mapping[str, Any]) -> str:
+    """The model that a body names, also by a member of an enum of str; empty if none."""
+    model = body.get("model", "")
+    return str.__str__(model) if isinstance(model, str) else str(model)
 
 
 def line_url(base_path: str, path: str) -> str:
@@ -31,6 +38,6 @@ def weight(path: str, body: Mapping[str, Any]) -> int:
     """What a request counts towards the lines of a file: for embeddings its inputs, otherwise 1."""
     if path == "embeddings":
         inputs = body.get("input")
-        if isinstance(inputs, list) and inputs and isinstance(inputs[0], (str, list)):
+        if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], (str, list, tuple)):
             return len(inputs)
     return 1

@@ -68,6 +68,16 @@ class Driver:
             self._engine.abandon(request)
             raise
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting or under way."""
+        return not (self._engine.windows or self._engine.batches)
+
+    def retire(self) -> None:
+        """End the root task of an idle driver, and leave the loop its connections."""
+        self._release = _nothing
+        self.stop()
+
     def stop(self) -> None:
         """Settle every caller and end the root task."""
         self._stopping = True
@@ -141,3 +151,7 @@ class Driver:
     def _report(self, report: core.Report) -> None:
         self._apply(self._engine.handle(report, anyio.current_time()))
         self._wake.set()  # the next poll may be due before anything that was known until now
+
+
+async def _nothing() -> None:
+    return

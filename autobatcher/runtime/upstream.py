@@ -31,25 +31,22 @@ class Upstream:
     """Calls at one server.
 
     Attributes:
+        careful: the same as `client`, without retries.
         client: makes the calls and retries uploads and reads as its `max_retries` says.
         completion_window: passed on with each batch.
         metadata: attached to each batch.
     """
 
     client: openai.AsyncOpenAI
+    careful: openai.AsyncOpenAI
     completion_window: str
     metadata: dict[str, str] | None
-
-    @property
-    def _own(self) -> openai.AsyncOpenAI:
-        """A copy, which lacks what others have put on the client itself: their wrappers of `request` are for calls."""
-        return self.client.with_options()
 
     async def upload(self, batch: engine.Batch) -> engine.Uploaded:
         """Upload a batch's lines as one file."""
         content = b"".join([request.line for request in batch.requests.values()])
         try:
-            file = await self._own.files.create(file=("batch.jsonl", content), purpose="batch")
+            file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
             file_id = _text(file, "id", "an upload")
         except Exception as error:
             raise _translate(error) from error
@@ -59,7 +56,7 @@ class Upstream:
         """Create a batch. Never sent twice: after a lost answer a second one would be paid as well."""
         options: dict[str, Any] = {} if self.metadata is None else {"metadata": self.metadata}
         try:
-            created = await self.client.with_options(max_retries=0).batches.create(
+            created = await self.careful.batches.create(
                 input_file_id=file_id,
                 endpoint=batch.endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
                 completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
@@ -72,7 +69,7 @@ class Upstream:
     async def poll(self, batch: engine.Batch, batch_id: str) -> engine.Polled:
         """Ask how a batch stands."""
         try:
-            return engine.Polled(batch, _snapshot(await self._own.batches.retrieve(batch_id)))
+            return engine.Polled(batch, _snapshot(await self.client.batches.retrieve(batch_id)))
         except Exception as error:
             raise _translate(error, paid=True) from error
 
@@ -80,7 +77,7 @@ class Upstream:
         r"""The lines of a file, in groups as they arrive. Split at `\n` only: others may stand inside a line."""
         rest = b""
         try:
-            async with self._own.files.with_streaming_response.content(file_id) as response:
+            async with self.client.files.with_streaming_response.content(file_id) as response:
                 async for chunk in response.iter_bytes():
                     *lines, rest = (rest + chunk if rest else chunk).split(b"\n")
                     if lines:

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import openai
 import pytest
+from openai.types.chat import ChatCompletion
 
 from autobatcher import BatchAzureOpenAI
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
@@ -139,3 +140,12 @@ async def test_copies_with_another_token_are_another_sender(server: Serving) -> 
         assert len([batch async for batch in client.batches.list()]) == 1
         with pytest.raises(openai.AuthenticationError):
             await other.chat.completions.create(model="d", messages=MESSAGES)
+
+
+async def test_a_path_that_names_the_deployment_is_batched_as_well(server: Serving) -> None:
+    async with client_for(server) as client:
+        answer = await client.post(
+            "/deployments/by-hand/chat/completions", body={"messages": MESSAGES}, cast_to=ChatCompletion
+        )
+    assert answer.model == "by-hand"
+    assert not server.api.realtime_calls

@@ -6,6 +6,7 @@ that what is asked together is one batch and nothing else.
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import json
@@ -130,7 +131,7 @@ async def test_create_with_every_other_argument_left_out(
     names = inspect.signature(create).parameters.keys() - given.keys() - sent_with
     left_out = dict.fromkeys(names, nothing)
     if nothing is None:  # where null means something, it is sent, as the SDK does
-        left_out = {name: None for name in ("user", "store", "stream", "tools", "metadata") if name in names}
+        left_out = {name: None for name in ("user", "store", "tools", "metadata") if name in names}
     how = {
         "extra_headers": {"User-Agent": "framework/1"},
         "extra_query": None,
@@ -405,7 +406,7 @@ async def test_another_identity_is_another_batch(
             *(ask(second, str(n)) for n in range(3)),
             *(ask(client.with_options(**other), str(n)) for n in range(4)),
         )
-    assert sorted(await sizes(client)) == [1, 1, 1, 1, 2, 3]
+    assert sorted(await sizes(client)) == [2, 3, 4]  # copies that send alike share
 
 
 async def test_what_is_read_of_a_client(client: BatchOpenAI, api: LocalBatchAPI) -> None:
@@ -788,3 +789,61 @@ async def test_the_unbatched_client_sends_the_headers_of_a_call(caplog: pytest.L
     assert sent[-1].headers["x-tenant"] == "t"
     assert sent[-1].url.params["trace"] == "1"
     assert warnings_in(caplog) == []
+
+
+class Tenant(BatchOpenAI):
+    """A subclass with a constructor of its own, which copies cannot call."""
+
+    def __init__(self, tenant: str, api: LocalBatchAPI) -> None:
+        super().__init__(
+            api_key=tenant, base_url=BASE_URL, http_client=api.http_client(), batch_window_seconds=0.05
+        )
+
+
+async def test_a_subclass_with_another_constructor_batches(api: LocalBatchAPI) -> None:
+    async with Tenant("k", api) as client:
+        answer = await ask(client, "<hello>")
+    assert "<hello>" in str(answer.choices[0].message.content)
+
+
+async def test_a_key_that_is_set_later_is_the_one_that_calls_go_out_with(api: LocalBatchAPI) -> None:
+    keys: list[str] = []
+
+    async def note(request: httpx.Request) -> None:
+        keys.append(request.headers["authorization"])
+
+    http_client = api.http_client(event_hooks={"request": [note]})
+    async with await client_of(api, http_client=http_client) as client:
+        copy = client.with_options(timeout=4)
+        copy.api_key = "tenant-2"
+        await together(ask(copy, "one"), ask(client, "two"))
+        assert set(keys) == {"Bearer k", "Bearer tenant-2"}
+        assert sorted(await sizes(client)) == [1, 1]
+        keys.clear()
+        client.api_key = "tenant-3"
+        await ask(copy, "three")
+        assert set(keys) == {"Bearer tenant-2"}
+
+
+async def test_copies_of_a_moment_leave_no_task_behind(client: BatchOpenAI) -> None:
+    for number in range(20):
+        await ask(client.with_options(default_headers={"x-trace": str(number)}), "hello")
+    assert len(client._collectors._known) <= 2
+
+
+class Model(str, enum.Enum):
+    SMALL = "small"
+
+
+async def test_an_enum_is_the_model_that_it_names(client: BatchOpenAI) -> None:
+    models: list[Any] = [Model.SMALL, "small"]
+    await together(*(client.chat.completions.create(model=model, messages=said("x")) for model in models))
+    assert await sizes(client) == [2]
+
+
+async def test_raw_content_is_batched_as_well(client: BatchOpenAI) -> None:
+    body = json.dumps({"model": "m", "messages": said("<hello>")}).encode()
+    answer = await client.post("/chat/completions", content=body, cast_to=ChatCompletion)
+    assert "<hello>" in str(answer.choices[0].message.content)
+    with pytest.raises(TypeError, match="JSON object"):
+        await client.post("/chat/completions", content=b"<xml/>", cast_to=ChatCompletion)

@@ -229,8 +229,10 @@ def numbered(number: int, item: dict[str, Any], extra: dict[str, Any]) -> dict[s
 outputs = st.lists(
     st.tuples(message_items | call_items | reasoning_items | search_items, unknown), max_size=3
 ).map(lambda items: [numbered(number, *item) for number, item in enumerate(items)])
-responses = st.builds(
-    lambda output, extra: {
+
+
+def response(output: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
+    return {
         **extra,
         "id": "resp_1",
         "object": "response",
@@ -254,9 +256,27 @@ responses = st.builds(
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 8,
         },
-    },
-    outputs,
-    unknown,
+    }
+
+
+responses = st.builds(response, outputs, unknown)
+CITATIONS = [
+    {"type": "url_citation", "url": url, "title": "t", "start_index": 0, "end_index": 1} for url in "ab"
+]
+CITED = response(
+    [
+        {
+            "type": "message",
+            "id": "item_0",
+            "role": "assistant",
+            "status": "completed",
+            "content": [
+                {"type": "output_text", "text": text, "annotations": CITATIONS, "logprobs": []}
+                for text in ("Hi", "Ho")
+            ],
+        }
+    ],
+    {},
 )
 
 
@@ -347,6 +367,7 @@ def test_the_chunks_of_a_chat_completion_leave_nothing_out(answer: dict[str, Any
 
 @bounded
 @given(answer=responses)
+@example(answer=CITED)
 def test_the_stream_of_a_response_accumulates_to_it(answer: dict[str, Any]) -> None:
     async def both() -> tuple[Any, Any, Any]:
         async with client_of(answer) as client:
@@ -366,7 +387,11 @@ def test_the_stream_of_a_response_accumulates_to_it(answer: dict[str, Any]) -> N
     assert "".join(deltas) == whole.output_text
     finished = [event.text for event in events if event.type == "response.output_text.done"]
     assert "".join(finished) == whole.output_text
-    cited = [event.annotation for event in events if event.type == "response.output_text.annotation.added"]
+    cited = [
+        event.to_dict()["annotation"]
+        for event in events
+        if event.type == "response.output_text.annotation.added"
+    ]
     assert cited == [
         citation
         for item in answer["output"]
