@@ -54,6 +54,10 @@ if TYPE_CHECKING:
             poll_interval_seconds: float = 5.0,
             completion_window: str = "24h",
             batch_metadata: Mapping[str, str] | None = None,
+            patience_seconds: float = 86_400.0,
+            max_active_batches: int | None = None,
+            max_enqueued_tokens: int | None = None,
+            cancel_active_batches_on_close: bool = False,
         ) -> None: ...
 
         def copy(
@@ -83,6 +87,10 @@ if TYPE_CHECKING:
             poll_interval_seconds: float | NotGiven = ...,
             completion_window: str | NotGiven = ...,
             batch_metadata: Mapping[str, str] | NotGiven | None = ...,
+            patience_seconds: float | NotGiven = ...,
+            max_active_batches: int | NotGiven | None = ...,
+            max_enqueued_tokens: int | NotGiven | None = ...,
+            cancel_active_batches_on_close: bool | NotGiven = ...,
         ) -> Self: ...
 
         with_options = copy
@@ -118,6 +126,10 @@ if TYPE_CHECKING:
             poll_interval_seconds: float = 5.0,
             completion_window: str = "24h",
             batch_metadata: Mapping[str, str] | None = None,
+            patience_seconds: float = 86_400.0,
+            max_active_batches: int | None = None,
+            max_enqueued_tokens: int | None = None,
+            cancel_active_batches_on_close: bool = False,
         ) -> None: ...
 
         def copy(
@@ -150,6 +162,10 @@ if TYPE_CHECKING:
             poll_interval_seconds: float | NotGiven = ...,
             completion_window: str | NotGiven = ...,
             batch_metadata: Mapping[str, str] | NotGiven | None = ...,
+            patience_seconds: float | NotGiven = ...,
+            max_active_batches: int | NotGiven | None = ...,
+            max_enqueued_tokens: int | NotGiven | None = ...,
+            cancel_active_batches_on_close: bool | NotGiven = ...,
         ) -> Self: ...
 
         with_options = copy

@@ -32,24 +32,24 @@ class Call(NamedTuple):
 
     Attributes:
         path: below the base URL, such as "chat/completions".
-        fields: of the body.
-        request: stands in for the HTTP request of the realtime call.
-        cast_to, options, stream, stream_cls: the arguments of `request`.
-        started: when it was made, by the event loop's clock.
+        asked: the fields of the body that say how to stream.
+        request: stands in for the HTTP request of the realtime call; without its body.
+        cast_to, options, stream, stream_cls: the arguments of `request`; the options without the body.
     """
 
     path: str
-    fields: Mapping[str, Any]
+    asked: Mapping[str, Any]
     request: httpx.Request
     cast_to: Any
     options: FinalRequestOptions
     stream: bool
     stream_cls: Any
-    started: float
 
 
-async def to_result(client: openai.AsyncOpenAI, call: Call, outcome: Outcome) -> Any:
-    """The object of the realtime call, or the exception.
+async def to_result(
+    client: openai.AsyncOpenAI, call: Call, body: bytes, outcome: Outcome, started: float
+) -> Any:
+    """The object of the realtime call, or the exception; `body` is the request's.
 
     The answer goes through the SDK as an HTTP response with the line's status, request id and body, so that types,
     lenient construction, post parsers, raw responses, streams and status errors are the SDK's.
@@ -60,9 +60,15 @@ async def to_result(client: openai.AsyncOpenAI, call: Call, outcome: Outcome) ->
         openai.APIError: the request, its batch, or a call for its batch failed.
         ClientClosedError: the client was closed.
     """
+    bare = call.request
+    request = type(bare)(
+        bare.method, bare.url, headers=bare.headers, content=body, extensions=bare.extensions
+    )
+    call = call._replace(request=request)
     if not isinstance(outcome, Answer):
-        _raise(client, outcome, call.request)
+        _raise(client, outcome, request)
     response = _response(client, call, outcome)
+    response.elapsed = dt.timedelta(seconds=anyio.current_time() - started)
     if response.is_error:
         raise client._make_status_error_from_response(response)  # noqa: SLF001 -- the SDK's choice of the class
     return await client._process_response(  # noqa: SLF001 -- what `request` ends in
@@ -78,9 +84,9 @@ def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.R
     # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
     library = sys.modules[type(call.request).__module__.partition(".")[0]]
     content_type, content = _content(answer)
-    if call.fields.get("stream") and content_type == _JSON and answer.status < _ERRORS:
+    if call.asked.get("stream") and content_type == _JSON and answer.status < _ERRORS:
         try:
-            content = b"".join(sse.encode(call.path, json.loads(content), call.fields))
+            content = b"".join(sse.encode(call.path, json.loads(content), call.asked))
         except (ValueError, RecursionError) as error:
             odd = library.Response(answer.status, content=content, request=call.request)
             raise openai.APIResponseValidationError(odd, body=None, message=str(error)) from error
@@ -95,7 +101,6 @@ def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.R
         content=_Unread(content) if unread and answer.status < _ERRORS else content,
         request=call.request,
     )
-    response.elapsed = dt.timedelta(seconds=anyio.current_time() - call.started)
     return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -17,10 +18,12 @@ from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batc
 from autobatcher.answers import Call, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
-from autobatcher.core.window import OversizedError
+from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
+from autobatcher.resources import Chat, Embeddings, Promise, Responses, unwinds
 from autobatcher.runtime.pool import HttpPool
+from autobatcher.runtime.spool import whole
 
 if TYPE_CHECKING:
     from openai._models import FinalRequestOptions
@@ -38,18 +41,11 @@ class Batching(openai.AsyncOpenAI):
     def __init__(
         self,
         *,
-        batch_size: int = 1000,
-        batch_window_seconds: float = 1.0,
-        poll_interval_seconds: float = 5.0,
-        completion_window: str = "24h",
-        batch_metadata: Mapping[str, str] | None = None,
         _parent: Batching | None = None,
         _batched: bool = True,
         **kwargs: Any,
     ) -> None:
-        options = BatchOptions(
-            batch_size, batch_window_seconds, poll_interval_seconds, completion_window, batch_metadata
-        )
+        options = BatchOptions(**{name: kwargs.pop(name) for name in BATCH_OPTIONS & kwargs.keys()})
         super().__init__(**kwargs)
         self._complete()
         http_client = self.__dict__.pop("_client")
@@ -63,7 +59,7 @@ class Batching(openai.AsyncOpenAI):
             return
         given = kwargs.get("http_client") is not None
         self._pool = HttpPool(http_client, make=None if given else self._like(http_client))
-        self._collectors = Collectors(self._pool)
+        self._collectors = Collectors()
 
     def _complete(self) -> None:
         """Called when the SDK's constructor is through."""
@@ -89,7 +85,23 @@ class Batching(openai.AsyncOpenAI):
         self.__dict__["_client"] = client
         if "_pool" in self.__dict__:  # replaced by hand
             self._pool = HttpPool(self.__dict__.pop("_client"), make=None)
-            self._collectors.use(self._pool)
+
+    if not TYPE_CHECKING:  # for type checkers the resources are the SDK's
+
+        @cached_property
+        def chat(self) -> Chat:
+            """Chat completions, as in the SDK."""
+            return Chat(self)
+
+        @cached_property
+        def embeddings(self) -> Embeddings:
+            """Embeddings, as in the SDK."""
+            return Embeddings(self)
+
+        @cached_property
+        def responses(self) -> Responses:
+            """Responses, as in the SDK."""
+            return Responses(self)
 
     @property
     def unbatched(self) -> Self:
@@ -124,7 +136,8 @@ class Batching(openai.AsyncOpenAI):
     async def close(self) -> None:
         """Give every caller that still waits a `ClientClosedError`, then close the HTTP client.
 
-        Batches that are at the server go on there. A copy that shares its parent's connections closes nothing.
+        Batches that are at the server go on there; with `cancel_active_batches_on_close` they are cancelled, which
+        takes up to 30 s if the server is slow to answer. A copy that shares its parent's connections closes nothing.
         """
         if self._owns_pool:
             await self._collectors.close()
@@ -150,18 +163,44 @@ class Batching(openai.AsyncOpenAI):
         path = batched_path(options.method, self._path(options))
         if path is None or not self._batched:
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
+        promise = self._promise(path, cast_to, options, stream=stream, stream_cls=stream_cls)
+        return promise if unwinds() else await promise
+
+    def _promise(
+        self, path: str, cast_to: Any, options: FinalRequestOptions, *, stream: bool, stream_cls: Any
+    ) -> Promise:
+        """The answer to come, with the request's body as the line of a file and nothing else of what it was made of."""
         cast_to = self._maybe_override_cast_to(cast_to, options)
         fields = self._fields(path, options)
         self._collectors.note_left_out(options.headers, options.params)
-        request = self._build_request(_for_a_line(options, fields))
-        call = Call(path, fields, request, cast_to, options, stream, stream_cls, started=anyio.current_time())
+        options = _for_a_line(options, fields)
+        request = self._build_request(options)
+        collector = self._collector
+        entry = collector.entry(
+            self._line_url(path),
+            model_name(fields),
+            request.content,
+            weight=weight(path, fields),
+            retries=options.get_max_retries(self.max_retries),
+        )
+        options.json_data = None
+        asked = {name: fields.get(name) for name in ("stream", "stream_options")}
+        call = Call(path, asked, _without_body(request), cast_to, options, stream, stream_cls)
+        return Promise(partial(self._answer, collector, entry, call))
+
+    async def _answer(self, collector: Collector, entry: Request, call: Call) -> Any:
+        started = anyio.current_time()
         try:
-            outcome = await self._collector.submit(
-                self._line_url(path), model_name(fields), request.content, weight(path, fields)
-            )
+            outcome = await collector.submit(entry)
         except OversizedError as error:
             raise RequestTooLargeError(str(error)) from None
-        return await to_result(self, call, outcome)
+        return await to_result(self, call, whole(entry.line), outcome, started)
+
+    @property
+    def _waits_outside(self) -> bool:
+        """Whether a call's way through the SDK's methods may be gone without waiting: nobody listens there."""
+        request = getattr(self.request, "__func__", None)
+        return self._batched and request is _REQUEST
 
     def _path(self, options: FinalRequestOptions) -> str:
         """Where a call goes below the base URL."""
@@ -185,7 +224,7 @@ class Batching(openai.AsyncOpenAI):
     @property
     def _collector(self) -> Collector:
         """The collector for calls as this client would send them now."""
-        return self._collectors.one(self._identity(), self._options, self._sender)
+        return self._collectors.one(self._identity(), self._options, self._pool, self._sender)
 
     def _sender(self, **changes: Any) -> Self:
         """This client as it is now, to make the calls for its batches: without what has been put on it since.
@@ -216,6 +255,11 @@ class Batching(openai.AsyncOpenAI):
 
 
 BATCH_OPTIONS = frozenset(BatchOptions.__dataclass_fields__)
+_REQUEST = Batching.request
+
+
+def _without_body(request: httpx.Request) -> httpx.Request:
+    return type(request)(request.method, request.url, headers=request.headers, extensions=request.extensions)
 
 
 def _for_a_line(options: FinalRequestOptions, fields: dict[str, Any]) -> FinalRequestOptions:
@@ -244,8 +288,9 @@ def _parsed(content: bytes | str) -> Any:
 class BatchOpenAI(OpenAISignatures, Batching):
     """An `openai.AsyncOpenAI` whose chat completions, embeddings and responses travel in batches.
 
-    Takes every argument and environment variable of `openai.AsyncOpenAI`, with its meaning; `timeout` and
-    `max_retries` are those of the single HTTP calls. Calls that are made within one window and name the same
+    Takes every argument and environment variable of `openai.AsyncOpenAI`, with its meaning; `timeout` is
+    that of the single HTTP calls, and `max_retries` says how often a request goes into another batch whose answer is
+    an error that may pass (408, 409, 429, 5xx). Calls that are made within one window and name the same
     endpoint and model become one batch; each caller gets the object, or the exception, of its realtime call. All
     other methods (models, files, batches, images, ...) are the SDK's own.
 
@@ -262,6 +307,12 @@ class BatchOpenAI(OpenAISignatures, Batching):
             most 10 minutes.
         completion_window: the server's time for a batch, default "24h"; any value the server takes.
         batch_metadata: attached to every batch: up to 16 pairs of str.
+        patience_seconds: for how long the calls for a batch may fail on end, in ways that may pass, before its
+            callers get the error; default 86,400 s.
+        max_active_batches: batches at the server at a time; default None, any number. The rest waits its turn.
+        max_enqueued_tokens: prompt tokens of one model at the server at a time, estimated from bytes and corrected
+            by the answers' usage; default None, any number.
+        cancel_active_batches_on_close: whether `close` cancels the batches at the server; default False.
         **kwargs: the arguments of `openai.AsyncOpenAI`.
 
     Raises:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import random
+import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from autobatcher.core.admission import Admission
 from autobatcher.core.engine import Engine
+from autobatcher.core.jsonl import encode_line
 from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.retry import PollSchedule
-from autobatcher.core.window import Limits
+from autobatcher.core.window import Limits, Request
 from autobatcher.logs import left_out, log_event, log_left_out
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
+from autobatcher.runtime.spool import Spool
 from autobatcher.runtime.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -25,20 +31,20 @@ if TYPE_CHECKING:
 
 
 class Collectors:
-    """The collectors of a client and its copies: one for each identity under which, and way in which, they send.
+    """The collectors of a client and its copies: one for each identity under which, and way in which, they send."""
 
-    Args:
-        pool: their connections.
-    """
-
-    def __init__(self, pool: HttpPool) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self._known: list[tuple[object, Collector]] = []
+        self._spool = Spool()
         self._told = False
         self.closed = False
 
     def one(
-        self, identity: object, options: BatchOptions, sender: Callable[..., openai.AsyncOpenAI]
+        self,
+        identity: object,
+        options: BatchOptions,
+        pool: HttpPool,
+        sender: Callable[..., openai.AsyncOpenAI],
     ) -> Collector:
         """The collector for an identity; `sender` makes the client that a new one works with."""
         for known, collector in self._known:
@@ -46,7 +52,7 @@ class Collectors:
                 return collector
         # Copies come and go, some for a single call; what they leave behind goes when the next one comes.
         self._known = [(known, collector) for known, collector in self._known if not collector.retire()]
-        collector = Collector(sender, options, self._pool)
+        collector = Collector(sender, options, pool, self._spool)
         collector.closed = self.closed
         self._known.append((identity, collector))
         return collector
@@ -56,10 +62,6 @@ class Collectors:
         if not self._told and (names := left_out(headers, query)):
             self._told = True
             log_left_out(names)
-
-    def use(self, pool: HttpPool) -> None:
-        """Have new collectors use other connections."""
-        self._pool = pool
 
     async def close(self) -> None:
         """Close all of them."""
@@ -75,18 +77,63 @@ class Collector:
         sender: makes clients, with attributes as given, for the Files and Batches calls.
         options: when windows close, and what batches are created with.
         pool: gives up a loop's connections when the loop ends.
+        spool: keeps large lines.
     """
 
     def __init__(
-        self, sender: Callable[..., openai.AsyncOpenAI], options: BatchOptions, pool: HttpPool
+        self,
+        sender: Callable[..., openai.AsyncOpenAI],
+        options: BatchOptions,
+        pool: HttpPool,
+        spool: Spool,
     ) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
-        self._upstream = Upstream(sender(), sender(max_retries=0), options.completion_window, metadata)
-        self._limits = Limits(requests=options.batch_size, seconds=options.batch_window_seconds)
-        self._polls = PollSchedule(options.poll_interval_seconds)
+        self._upstream = Upstream(sender(max_retries=0), options.completion_window, metadata)
+        self._options = options
         self._pool = pool
+        self._spool = spool
+        self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.closed = False
+
+    def entry(self, endpoint: str, model: str, body: bytes, *, weight: int, retries: int) -> Request:
+        """A request that is ready to be submitted.
+
+        Args:
+            endpoint: the line's url, such as "/v1/chat/completions".
+            model: requests of different models go into different files.
+            body: the request's JSON text, UTF-8.
+            weight: what it counts towards the lines of a file.
+            retries: how often it may go into another batch after an answer that may pass.
+
+        Raises:
+            OSError: it is large, and the disk is full.
+        """
+        custom_id = next(self._ids)
+        line = encode_line(custom_id, endpoint, body)
+        return Request(
+            custom_id,
+            endpoint,
+            model,
+            self._spool.keep(line),
+            len(line),
+            weight=weight,
+            retries_left=retries,
+        )
+
+    def _engine(self) -> Engine:
+        options = self._options
+        return Engine(
+            Limits(
+                requests=options.batch_size,
+                seconds=options.batch_window_seconds,
+                tokens=options.max_enqueued_tokens,
+            ),
+            PollSchedule(options.poll_interval_seconds),
+            Admission(options.max_active_batches, options.max_enqueued_tokens),
+            options.patience_seconds,
+            random.random,
+        )
 
     def retire(self) -> bool:
         """End the tasks, if nothing is waiting or under way; whether they are ended."""
@@ -99,8 +146,8 @@ class Collector:
                 call_soon_in(loop, driver.retire)
         return True
 
-    async def submit(self, endpoint: str, model: str, body: bytes, weight: int) -> Outcome:
-        """What becomes of one request; arguments and errors as for `Driver.submit`."""
+    async def submit(self, request: Request) -> Outcome:
+        """What becomes of one request; errors as for `Driver.submit`."""
         if self.closed:
             return Closed(None)
         loop = current_loop()
@@ -108,24 +155,25 @@ class Collector:
         if driver is None:
             self._drivers = {key: value for key, value in self._drivers.items() if not is_dead(key)}
             driver = self._drivers[loop] = Driver(
-                Engine(self._limits, self._polls),
+                self._engine(),
                 self._upstream,
                 log_event,
                 functools.partial(self._release, loop),
             )
-        return await driver.submit(endpoint, model, body, weight)
+        return await driver.submit(request)
 
     async def close(self) -> None:
         """Give every waiting caller an error and end all tasks; those of other loops end by themselves."""
         self.closed = True
+        cancel = self._options.cancel_active_batches_on_close
         here = current_loop()
         for loop, driver in list(self._drivers.items()):
             if loop is here:
-                driver.stop()
+                driver.stop(cancel_batches=cancel)
                 with anyio.CancelScope(shield=True):
                     await driver.stopped()
             else:
-                call_soon_in(loop, driver.stop)
+                call_soon_in(loop, functools.partial(driver.stop, cancel_batches=cancel))
 
     async def _release(self, loop: Any) -> None:
         self._drivers.pop(loop, None)

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+MAX_DESCRIBED = 10
+"""Errors of a failed batch that its exception's text tells; `errors` has them all."""
+
+
 class AutobatcherError(openai.OpenAIError):
     """The base of this package's own errors."""
 
@@ -77,7 +81,9 @@ class BatchFailedError(BatchError):
     def __init__(
         self, request: httpx.Request, *, batch_id: str, status: str, errors: tuple[BatchProblem, ...]
     ) -> None:
-        said = "; ".join(_describe(problem) for problem in errors)
+        said = "; ".join(_describe(problem) for problem in errors[:MAX_DESCRIBED])
+        if len(errors) > MAX_DESCRIBED:
+            said += f"; and {len(errors) - MAX_DESCRIBED:,} more"
         message = f"batch {batch_id} is {status} and holds no answer to this request"
         first = (
             {"code": errors[0].code, "message": errors[0].message, "param": errors[0].param}

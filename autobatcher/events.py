@@ -21,8 +21,8 @@ class BatchSettled:
     """Nobody waits for this batch any more.
 
     `batch_id` is None when no batch was made (the upload failed, say); `status` is the server's last word or
-    "not submitted". `answered` counts the calls that got a successful answer, `failed` all others, `duration` the
-    seconds from the closing of the window.
+    "not submitted". `answered` counts the calls that got a successful answer, `failed` those that got an error,
+    `resent` the requests that went on into other batches, `duration` the seconds from the closing of the window.
     """
 
     batch_id: str | None
@@ -31,7 +31,41 @@ class BatchSettled:
     status: str
     answered: int
     failed: int
+    resent: int
     duration: float
 
 
-Event = BatchSubmitted | BatchSettled
+@dataclass(frozen=True)
+class RequestsResent:
+    """Requests of this batch go out again in another one; `reason` is a few words."""
+
+    batch_id: str | None
+    requests: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CallRetried:
+    """A call for a batch failed and will be made again.
+
+    `step` is "upload", "create", "look up", "poll", "fetch" or "cancel"; `batch_id` is None before there is a batch;
+    `reason` is a few words; `delay` are the seconds until then. After a creation whose answer was lost, the server's
+    batches are looked through first.
+    """
+
+    batch_id: str | None
+    step: str
+    reason: str
+    delay: float
+
+
+@dataclass(frozen=True)
+class LinesIgnored:
+    """Lines of a result file were of no use to anybody; `reason` says why."""
+
+    batch_id: str | None
+    lines: int
+    reason: str
+
+
+Event = BatchSubmitted | BatchSettled | RequestsResent | CallRetried | LinesIgnored

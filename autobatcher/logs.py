@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
-from autobatcher.events import BatchSettled, BatchSubmitted, Event
+from autobatcher.events import (
+    BatchSettled,
+    BatchSubmitted,
+    CallRetried,
+    Event,
+    LinesIgnored,
+    RequestsResent,
+)
 
 _log = logging.getLogger("autobatcher")
 
@@ -29,7 +36,7 @@ def log_left_out(names: Iterable[str]) -> None:
 
 
 def log_event(event: Event) -> None:
-    """One line at INFO for each batch submitted and settled."""
+    """One line: at INFO for what goes as planned, at WARNING for what does not."""
     match event:
         case BatchSubmitted():
             _log.info(
@@ -42,12 +49,32 @@ def log_event(event: Event) -> None:
             )
         case BatchSettled():
             _log.info(
-                "batch %s settled (%s): %s %s, %d answered, %d failed, %.1f s",
+                "batch %s settled (%s): %s %s, %d answered, %d failed, %d sent again, %.1f s",
                 event.batch_id or "-",
                 event.status,
                 event.endpoint,
                 event.model,
                 event.answered,
                 event.failed,
+                event.resent,
                 event.duration,
+            )
+        case RequestsResent():
+            _log.warning(
+                "batch %s: %d requests are sent again: %s",
+                event.batch_id or "-",
+                event.requests,
+                event.reason,
+            )
+        case CallRetried():
+            _log.warning(
+                "batch %s: %s failed (%s); next try in %.0f s",
+                event.batch_id or "-",
+                event.step,
+                event.reason,
+                event.delay,
+            )
+        case LinesIgnored():
+            _log.warning(
+                "batch %s: %d result lines ignored: %s", event.batch_id or "-", event.lines, event.reason
             )

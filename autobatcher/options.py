@@ -26,6 +26,14 @@ class BatchOptions:
         completion_window: within what time the batch is to be completed, as the server spells it: "24h", "1h".
         batch_metadata: attached to each batch; at most 16 pairs, keys up to 64, values up to 512 characters.
 
+        patience_seconds: for how long the calls for a batch (its upload, say) may fail on end, in ways that may pass,
+            before its callers get the error. More than 0.
+        max_active_batches: batches of this client at the server at a time, at least 1; None: any number.
+        max_enqueued_tokens: prompt tokens of one model in this client's batches at the server at a time, at least 1;
+            estimated from the requests' bytes, corrected by what the answers say. A single request that has more
+            goes alone. None: any number.
+        cancel_active_batches_on_close: whether closing the client cancels its batches at the server.
+
     Raises:
         ValueError: a value that makes no sense; the message says what is allowed.
         TypeError: a value of another type.
@@ -36,12 +44,13 @@ class BatchOptions:
     poll_interval_seconds: float = 5.0
     completion_window: str = "24h"
     batch_metadata: Mapping[str, str] | None = None
+    patience_seconds: float = 86_400.0
+    max_active_batches: int | None = None
+    max_enqueued_tokens: int | None = None
+    cancel_active_batches_on_close: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise TypeError(f"batch_size must be an int, not {self.batch_size!r}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {self.batch_size!r}")
+        _check_count("batch_size", self.batch_size)
         _check_seconds("batch_window_seconds", self.batch_window_seconds, least="0 or more")
         _check_seconds("poll_interval_seconds", self.poll_interval_seconds, least="more than 0")
         if not isinstance(self.completion_window, str):
@@ -50,6 +59,21 @@ class BatchOptions:
             raise ValueError("completion_window must not be empty: '24h', or what else the server takes")
         if self.batch_metadata is not None:
             _check_metadata(self.batch_metadata)
+        _check_seconds("patience_seconds", self.patience_seconds, least="more than 0")
+        for name in ("max_active_batches", "max_enqueued_tokens"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        if not isinstance(cast("object", self.cancel_active_batches_on_close), bool):
+            raise TypeError(
+                f"cancel_active_batches_on_close must be a bool, not {self.cancel_active_batches_on_close!r}"
+            )
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value!r}")
 
 
 def _check_seconds(name: str, value: object, *, least: str) -> None:

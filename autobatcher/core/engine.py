@@ -1,356 +1,524 @@
-"""What to do next: events go in, effects come out, and the clock's reading is an argument.
+"""What to do next: reports go in, effects come out, and the clock's reading is an argument.
 
 Every accepted request is in exactly one place, a window or a batch, until it is settled or abandoned; whatever
-ends a batch settles all that are left in it. So each request settles once, and none is forgotten.
+ends a batch settles all that are left in it, or sends them on. So each request settles once, and none is forgotten.
+
+A call that failed goes out again from here and nowhere else: the batch stays at its step, with a later `due`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from autobatcher.core.jsonl import MalformedLineError, decode_line
-from autobatcher.core.lifecycle import MOVES, TERMINAL_STATUSES, BatchState
+from autobatcher.core.admission import Admission
+from autobatcher.core.batch import Batch, Snapshot, Stumbles
+from autobatcher.core.jsonl import MalformedLineError, decode_line, prompt_tokens
+from autobatcher.core.lifecycle import TERMINAL_STATUSES, UNVALIDATED_STATUSES, Step
+from autobatcher.core.messages import (
+    Call,
+    Cancel,
+    Cancelled,
+    Create,
+    Created,
+    Effect,
+    Failed,
+    Fetch,
+    Fetched,
+    LinesRead,
+    LookedUp,
+    LookUp,
+    Poll,
+    Polled,
+    Publish,
+    Report,
+    Settle,
+    Upload,
+    Uploaded,
+)
 from autobatcher.core.outcomes import (
     Answer,
-    BatchProblem,
     CallFailed,
     Closed,
+    Failure,
     LineFailed,
     Outcome,
+    Trouble,
     Unanswered,
 )
-from autobatcher.core.retry import PollSchedule
+from autobatcher.core.retry import (
+    CALLS,
+    CANCELS,
+    FILE_LOOKS,
+    LINES,
+    LOOK_UP_INTERVAL,
+    LOOK_UP_SECONDS,
+    LOST_SECONDS,
+    LOST_TIMES,
+    MAX_LOSSES,
+    MAX_RETRY_AFTER,
+    ODD_ANSWERS,
+    REREADS,
+    PollSchedule,
+    WholeFailure,
+    judge_failed,
+    may_pass,
+)
 from autobatcher.core.window import Limits, Request, Window, check_fits_any
-from autobatcher.events import BatchSettled, BatchSubmitted, Event
+from autobatcher.events import BatchSettled, BatchSubmitted, CallRetried, LinesIgnored, RequestsResent
 
+EXPIRED = "batch_expired"
+"""The code of a line that its batch's completion window left unanswered.
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A batch as the server describes it."""
-
-    id: str
-    status: str
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    problems: tuple[BatchProblem, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """A closed window on its way."""
-
-    endpoint: str
-    model: str
-    requests: dict[str, Request]
-    closed_at: float
-    size: int
-    state: BatchState = BatchState.UPLOADING
-    created_at: float = 0.0
-    poll_at: float | None = None
-    snapshot: Snapshot | None = None
-    answered: int = 0
-    failed: int = 0
-
-    @property
-    def id(self) -> str | None:
-        """The server's id, once it has given one."""
-        return None if self.snapshot is None else self.snapshot.id
-
-    def move(self, state: BatchState) -> None:
-        """Go to the next state; a move that the table does not have is a defect."""
-        if state not in MOVES[self.state]:
-            raise AssertionError(f"a batch does not go from {self.state} to {state}")
-        self.state = state
-
-
-# Events: what the runtime reports.
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """The input file is at the server."""
-
-    batch: Batch
-    file_id: str
-
-
-@dataclass(frozen=True)
-class Created:
-    """The batch exists."""
-
-    batch: Batch
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True)
-class Polled:
-    """The server was asked how the batch stands."""
-
-    batch: Batch
-    snapshot: Snapshot
-
-
-@dataclass(frozen=True)
-class LinesRead:
-    """Whole lines of a result file, without their newlines."""
-
-    batch: Batch
-    lines: Sequence[bytes]
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """All result files were read to their end."""
-
-    batch: Batch
-
-
-@dataclass(frozen=True)
-class StepFailed:
-    """A call failed. `passing`: the same call may well succeed later."""
-
-    batch: Batch
-    cause: object
-    passing: bool
-
-
-Report = Uploaded | Created | Polled | LinesRead | Fetched | StepFailed
-
-
-# Effects: what the runtime is to do.
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Upload the batch's requests as a file."""
-
-    batch: Batch
-
-
-@dataclass(frozen=True)
-class Create:
-    """Create the batch from its file."""
-
-    batch: Batch
-    file_id: str
-
-
-@dataclass(frozen=True)
-class Poll:
-    """Ask how the batch stands."""
-
-    batch: Batch
-    batch_id: str
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Read these result files."""
-
-    batch: Batch
-    file_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Settle:
-    """Answer one caller."""
-
-    request: Request
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Tell those who watch."""
-
-    event: Event
-
-
-@dataclass(frozen=True)
-class Warn:
-    """Something at the server is odd, and nobody's call is affected by it."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Rearm:
-    """`next_wakeup` is earlier than it was."""
-
-
-Call = Upload | Create | Poll | Fetch
-Effect = Call | Settle | Publish | Warn | Rearm
+Source: https://platform.openai.com/docs/guides/batch, "Batch expiration".
+"""
 
 
 @dataclass
 class Engine:
-    """All decisions of one client in one event loop."""
+    """All decisions of one client in one event loop.
+
+    Args:
+        limits: when windows close.
+        polls: how often a batch is looked at.
+        admission: how much may be at the server.
+        patience: seconds for which a call may fail on end, in ways that may pass, before its batch is given up.
+        spread: a number from 0 to 1 at each call, so that clients that were stopped together do not come back so.
+    """
 
     limits: Limits = field(default_factory=Limits)
     polls: PollSchedule = field(default_factory=PollSchedule)
-    windows: dict[tuple[str, str], Window] = field(default_factory=dict)
-    batches: dict[int, Batch] = field(default_factory=dict)
+    admission: Admission = field(default_factory=Admission)
+    patience: float = 86_400.0
+    spread: Callable[[], float] = lambda: 0.0
+    windows: dict[tuple[str, str, int], Window] = field(default_factory=dict, repr=False)
+    batches: dict[int, Batch] = field(default_factory=dict, repr=False)
 
-    def accept(self, request: Request, now: float) -> list[Effect]:
+    # Requests come and go.
+
+    def accept(self, request: Request, now: float) -> None:
         """Put a request into its window.
 
         Raises:
             OversizedError: it fits into no file.
         """
-        effects: list[Effect] = []
-        key = (request.endpoint, request.model)
+        check_fits_any(request, self.limits)
+        request.tokens = self.admission.estimate(request.model, request.size)
+        self._gather(request, now, now + self.limits.seconds)
+
+    def abandon(self, request: Request, now: float) -> list[Effect]:
+        """The caller has left: its request goes with it while it is not sent; its answer is dropped later."""
+        place = request.place
+        if isinstance(place, Window):
+            place.discard(request)
+        elif isinstance(place, Batch):
+            place.take(request.custom_id)
+            if place.step is Step.QUEUED:
+                place.forget_the_gone()
+            else:
+                place.gone += 1
+            return self._if_deserted(place, now)
+        return []
+
+    def _gather(self, request: Request, now: float, closes_at: float) -> None:
+        # Requests that were sent as often wait alike before they are sent again: they share windows of their own.
+        key = (request.endpoint, request.model, request.sent)
         window = self.windows.get(key)
         if window is None or not window.fits(request):
-            check_fits_any(request, self.limits)
             if window is not None:
-                effects += self._submit(key, now)
-            window = self.windows[key] = Window(self.limits, now + self.limits.seconds)
-            effects.append(Rearm())
+                self._enqueue(key, now)
+            window = self.windows[key] = Window(self.limits, closes_at)
         window.add(request)
         if window.full:
-            effects += self._submit(key, now)
-        return effects
+            self._enqueue(key, now)
 
-    def abandon(self, request: Request) -> None:
-        """The caller has left: its request goes with it while it is not sent; its answer is dropped later."""
-        window = self.windows.get((request.endpoint, request.model))
-        if window is not None:
-            window.discard(request)
+    def _enqueue(self, key: tuple[str, str, int], now: float) -> None:
+        window = self.windows.pop(key)
+        if window.requests:
+            not_before = window.closes_at if key[2] else now
+            self._queue(key[0], key[1], window.requests.values(), now, not_before)
+
+    def _queue(
+        self, endpoint: str, model: str, requests: Iterable[Request], now: float, not_before: float
+    ) -> None:
+        batch = Batch.of(endpoint, model, requests, closed_at=now, not_before=not_before)
+        batch.due = not_before
+        self.batches[id(batch)] = batch
+
+    # Time passes.
 
     def next_wakeup(self) -> float | None:
         """When `wake` has something to do, or None."""
         times = [window.closes_at for window in self.windows.values()]
-        times += [batch.poll_at for batch in self.batches.values() if batch.poll_at is not None]
+        times += [batch.due for batch in self.batches.values() if batch.due is not None]
         return min(times, default=None)
 
     def wake(self, now: float) -> list[Effect]:
         """Do what is due."""
-        effects: list[Effect] = []
         for key in [key for key, window in self.windows.items() if window.closes_at <= now]:
-            effects += self._submit(key, now)
-        for batch in self.batches.values():
-            if batch.poll_at is not None and batch.poll_at <= now and batch.id is not None:
-                batch.poll_at = None
-                batch.move(BatchState.POLLING)
-                effects.append(Poll(batch, batch.id))
-        return effects
+            self._enqueue(key, now)
+        for batch in self.admission.choose(self.batches.values(), now):
+            self._go(batch, Step.UPLOAD, now)
+        return [
+            self._call(batch)
+            for batch in self.batches.values()
+            if batch.step is not Step.QUEUED and batch.due is not None and batch.due <= now
+        ]
+
+    @staticmethod
+    def _go(batch: Batch, step: Step, due: float) -> None:
+        batch.move(step)
+        batch.due = due
+
+    def _call(self, batch: Batch) -> Call:
+        batch.due = None
+        match batch.step, batch.file_id, batch.snapshot:
+            case Step.UPLOAD, _, _:
+                batch.forget_the_gone()
+                return Upload(batch)
+            case Step.CREATE, str(file_id), _:
+                return Create(batch, file_id)
+            case Step.LOOK_UP, str(file_id), _:
+                return LookUp(batch, file_id)
+            case Step.POLL, _, Snapshot(id=batch_id):
+                return Poll(batch, batch_id)
+            case Step.CANCEL, _, Snapshot(id=batch_id):
+                return Cancel(batch, batch_id)
+            case Step.FETCH, _, Snapshot(file_ids=file_ids):
+                files = (
+                    (file_id, batch.read.get(file_id, 0) if batch.resumes else 0) for file_id in file_ids
+                )
+                return Fetch(batch, tuple(files))
+        raise AssertionError(f"no call is due for a batch at {batch.step}")
+
+    # The runtime reports.
 
     def handle(self, report: Report, now: float) -> list[Effect]:
         """Go on from what the runtime reports."""
-        if id(report.batch) not in self.batches:  # settled by `close` while the call was under way
+        batch = report.batch
+        if batch.step is Step.SETTLED:  # by `close`, while the call was under way
             return []
-        match report:
-            case Uploaded(batch, file_id):
-                batch.move(BatchState.CREATING)
-                return [Create(batch, file_id)]
-            case Created(batch, snapshot):
-                batch.snapshot = snapshot
-                batch.created_at = now
-                self._wait(batch, now)
-                submitted = BatchSubmitted(
-                    snapshot.id, batch.endpoint, batch.model, len(batch.requests), batch.size
-                )
-                return [Publish(submitted)]
-            case Polled(batch, snapshot):
-                return self._polled(batch, snapshot, now)
-            case LinesRead(batch, lines):
-                return self._read(batch, lines)
-            case Fetched(batch):
-                return self._settle_rest(batch, self._unanswered(batch), now)
-            case StepFailed(batch, cause, passing):
-                if passing and batch.state in (BatchState.POLLING, BatchState.FETCHING):
-                    # The batch is paid for: look again later, and read again what was not read to its end.
-                    self._wait(batch, now)
-                    return []
-                return self._settle_rest(batch, CallFailed(cause), now)
+        return self._on(report, now) + self._if_deserted(batch, now)
 
-    def close(self, now: float) -> list[Effect]:
-        """Settle whoever still waits; batches stay at the server."""
+    def _on(self, report: Report, now: float) -> list[Effect]:
+        batch = report.batch
+        if isinstance(report, LinesRead):
+            return self._read(report, now)
+        if isinstance(report, Failed):
+            return self._failed(batch, report.failure, now)
+        if not (isinstance(report, LookedUp) and report.snapshot is None):  # which leaves a creation in doubt
+            batch.stumbles = None
+        match report:
+            case Uploaded(_, file_id):
+                batch.file_id = file_id
+                self._go(batch, Step.CREATE, now)
+            case Created(_, snapshot) | LookedUp(_, Snapshot() as snapshot):
+                return self._created(batch, snapshot, now)
+            case LookedUp():
+                self._not_there(batch, now)
+            case Polled(_, snapshot):
+                return self._polled(batch, snapshot, now)
+            case Fetched():
+                return self._fetched(batch, now)
+            case Cancelled():
+                return self._finish(batch, now)
+        return []
+
+    def give_up(self, batch: Batch, cause: object, now: float) -> list[Effect]:
+        """Settle everybody in this batch with an error that no rule provides for."""
+        return [] if batch.step is Step.SETTLED else self._finish(batch, now, CallFailed(cause))
+
+    def close(self, now: float, *, cancel: bool = False) -> list[Effect]:
+        """Settle whoever still waits.
+
+        Batches stay at the server, unless they are to be cancelled: go on then until `batches` is empty.
+        """
         effects: list[Effect] = []
         for window in self.windows.values():
             effects += [Settle(request, Closed(None)) for request in window.requests.values()]
         self.windows.clear()
         for batch in list(self.batches.values()):
-            effects += self._settle_rest(batch, Closed(batch.id), now)
+            if not cancel or batch.step in (Step.QUEUED, Step.UPLOAD):  # nothing can be at the server
+                effects += self._finish(batch, now, Closed(batch.id))
+                continue
+            effects += [Settle(request, Closed(batch.id)) for request in batch.take_all()]
+            batch.gone += 1
+            effects += self._if_deserted(batch, now)
         return effects
 
-    def _submit(self, key: tuple[str, str], now: float) -> list[Effect]:
-        window = self.windows.pop(key)
-        if not window.requests:  # every caller has left
+    def _if_deserted(self, batch: Batch, now: float) -> list[Effect]:
+        """End what nobody waits for, as soon as no call for it is under way."""
+        under_way = batch.due is None and batch.step is not Step.QUEUED
+        if batch.waiting or under_way or batch.step in (Step.SETTLED, Step.LOOK_UP, Step.CANCEL):
+            return []  # what a creation made whose answer was lost has to be found, if only to be cancelled
+        if batch.gone and batch.snapshot is not None and batch.snapshot.status not in TERMINAL_STATUSES:
+            self._go(batch, Step.CANCEL, now)
             return []
-        endpoint, model = key
-        batch = Batch(endpoint, model, window.requests, closed_at=now, size=window.size)
-        self.batches[id(batch)] = batch
-        return [Upload(batch)]
+        return self._finish(batch, now)
 
-    def _wait(self, batch: Batch, now: float) -> None:
-        batch.move(BatchState.WAITING)
-        batch.poll_at = now + self.polls.interval(now - batch.created_at)
+    def _created(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
+        batch.snapshot = snapshot
+        batch.created_at = now
+        self._go(batch, Step.POLL, now + self.polls.interval(0.0))
+        submitted = BatchSubmitted(snapshot.id, batch.endpoint, batch.model, len(batch.entries), batch.size)
+        return [Publish(submitted)]
+
+    def _not_there(self, batch: Batch, now: float) -> None:
+        if batch.looks_since is None:
+            batch.looks_since = now
+        if now - batch.looks_since < LOOK_UP_SECONDS:
+            batch.due = now + LOOK_UP_INTERVAL
+            return
+        batch.looks_since = None
+        self._go(batch, Step.CREATE, now)
+
+    def _poll_later(self, batch: Batch, now: float) -> None:
+        self._go(batch, Step.POLL, now + self.polls.interval(now - batch.created_at))
 
     def _polled(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
         batch.snapshot = snapshot
-        if snapshot.status not in TERMINAL_STATUSES:
-            self._wait(batch, now)
-            return []
-        file_ids = tuple(file_id for file_id in (snapshot.output_file_id, snapshot.error_file_id) if file_id)
-        if not file_ids:
-            return self._settle_rest(batch, self._unanswered(batch), now)
-        batch.move(BatchState.FETCHING)
-        return [Fetch(batch, file_ids)]
+        if snapshot.status not in UNVALIDATED_STATUSES | {"failed"}:
+            self.admission.taken_in(batch.model, now)
+        if snapshot.status in TERMINAL_STATUSES:
+            if not batch.final:
+                batch.final = True
+                batch.read.clear()
+            if not snapshot.file_ids:
+                return self._adds_up(batch, now)
+            self._go(batch, Step.FETCH, now)
+        elif snapshot.file_ids and batch.resumes:
+            self._go(batch, Step.FETCH, now)
+        else:
+            batch.due = now + self.polls.interval(now - batch.created_at)
+        return []
 
-    def _read(self, batch: Batch, lines: Sequence[bytes]) -> list[Effect]:
+    def _fetched(self, batch: Batch, now: float) -> list[Effect]:
+        if not batch.final:
+            self._poll_later(batch, now)
+            return []
+        return self._adds_up(batch, now)
+
+    # Answers.
+
+    def _read(self, report: LinesRead, now: float) -> list[Effect]:
+        batch = report.batch
+        batch.read[report.file_id] = report.last
+        batch.resumes = report.resumes
         effects: list[Effect] = []
-        for line in lines:
+        malformed = unknown = again = 0
+        for line in report.lines:
             try:
                 custom_id, outcome = decode_line(line)
-            except MalformedLineError as error:
-                effects.append(
-                    Warn(f"batch {batch.id}: a result line of {len(line)} bytes is malformed: {error}")
-                )
+            except MalformedLineError:
+                malformed += 1
                 continue
-            request = batch.requests.pop(custom_id, None)
-            if request is None:  # read before, doubled, or nobody's
+            if custom_id not in batch.entries:
+                unknown += 1
                 continue
-            if isinstance(outcome, LineFailed):
-                outcome = LineFailed(outcome.code, outcome.message, batch.id)
+            request = batch.take(custom_id)
+            if request is None:  # read before, doubled, or its caller has left
+                continue
+            if self._goes_again(request, outcome):
+                self._send_again(request, now)
+                again += 1
+                continue
             effects.append(self._settle(batch, request, outcome))
+        for count, why in ((malformed, "malformed"), (unknown, "with an unknown custom_id")):
+            if count:
+                effects.append(Publish(LinesIgnored(batch.id, count, why)))
+        if again:
+            batch.resent += again
+            effects.append(Publish(RequestsResent(batch.id, again, "their lines hold errors that may pass")))
         return effects
 
     @staticmethod
-    def _settle(batch: Batch, request: Request, outcome: Outcome) -> Settle:
+    def _goes_again(request: Request, outcome: Outcome) -> bool:
+        """Whether this is no answer to settle with; counts against the request."""
+        if isinstance(outcome, LineFailed):
+            if outcome.code == EXPIRED and request.losses < MAX_LOSSES:
+                request.losses += 1
+                return True
+        elif isinstance(outcome, Answer) and may_pass(outcome.status) and request.retries_left > 0:
+            request.retries_left -= 1
+            return True
+        return False
+
+    def _send_again(self, request: Request, now: float) -> None:
+        request.sent += 1
+        self._gather(request, now, now + LINES.delay(request.sent, self.spread()))
+
+    def _settle(self, batch: Batch, request: Request, outcome: Outcome) -> Settle:
+        if isinstance(outcome, LineFailed):
+            outcome = LineFailed(outcome.code, outcome.message, batch.id)
         if isinstance(outcome, Answer) and outcome.status < 400:  # noqa: PLR2004 -- HTTP's errors begin here
             batch.answered += 1
+            if self.admission.max_tokens is not None and (tokens := prompt_tokens(outcome.body)):
+                self.admission.measure(request.model, request.size, tokens)
         else:
             batch.failed += 1
         return Settle(request, outcome)
 
-    @staticmethod
-    def _unanswered(batch: Batch) -> Unanswered:
-        if batch.snapshot is None:
-            raise AssertionError("only a batch that exists ends without an answer")
-        return Unanswered(batch.snapshot.id, batch.snapshot.status, batch.snapshot.problems)
+    # A batch ends.
 
-    def _settle_rest(self, batch: Batch, outcome: Outcome, now: float) -> list[Effect]:
-        if isinstance(outcome, Closed):
-            batch.state = (
-                BatchState.SETTLED
-            )  # from anywhere: the one end that is not a step of the batch's own
-        else:
-            batch.move(BatchState.SETTLED)
-        del self.batches[id(batch)]
-        batch.poll_at = None
-        effects: list[Effect] = [self._settle(batch, request, outcome) for request in batch.requests.values()]
-        batch.requests = {}
-        status = "not submitted" if batch.snapshot is None else batch.snapshot.status
-        settled = BatchSettled(
-            batch.id,
-            batch.endpoint,
-            batch.model,
-            status,
-            answered=batch.answered,
-            failed=batch.failed,
-            duration=now - batch.closed_at,
+    def _adds_up(self, batch: Batch, now: float) -> list[Effect]:
+        """The batch has ended and what there is was read: go on with those that it left unanswered."""
+        status = self._status(batch)
+        if not batch.waiting:
+            return self._finish(batch, now)
+        if status != "failed" and batch.rereads < REREADS:
+            batch.rereads += 1
+            batch.read.clear()
+            due = now + min(self.polls.first * 2 ** (batch.rereads - 1), self.polls.latest(0.0))
+            if batch.step is Step.POLL:
+                batch.due = due
+            else:
+                self._go(batch, Step.POLL, due)
+            return []
+        if status == "failed":
+            return self._whole_failed(batch, now)
+        if status == "cancelled":
+            return self._finish(batch, now, self._unanswered(batch))
+        effects = self._lost(batch, now, f"the batch is {status} and holds no lines for them")
+        return effects + self._finish(batch, now, self._unanswered(batch))
+
+    def _whole_failed(self, batch: Batch, now: float) -> list[Effect]:
+        problems = () if batch.snapshot is None else batch.snapshot.problems
+        unanswered = self._unanswered(batch)
+        match judge_failed(problems, len(batch.entries)):
+            case WholeFailure.LINES:
+                effects: list[Effect] = []
+                names = list(batch.entries)
+                for problem in problems:
+                    if problem.line is None or not 1 <= problem.line <= len(names):
+                        continue
+                    if (request := batch.take(names[problem.line - 1])) is not None:
+                        said = LineFailed(
+                            problem.code, problem.message or "the server does not take this line"
+                        )
+                        effects.append(self._settle(batch, request, said))
+                effects += self._again(batch, now, "the batch failed for other lines")
+                return effects + self._finish(batch, now)
+            case WholeFailure.PASSING:
+                effects = self._lost(batch, now, "the batch failed at the server")
+                return effects + self._finish(batch, now, unanswered)
+            case WholeFailure.QUEUE:
+                return self._queue_full(batch, now)
+        return self._finish(batch, now, unanswered)
+
+    def _queue_full(self, batch: Batch, now: float) -> list[Effect]:
+        alone = not any(
+            other is not batch and other.model == batch.model and other.snapshot is not None
+            for other in self.batches.values()
         )
-        effects.append(Publish(settled))
+        effects: list[Effect] = []
+        gate = self.admission.queue_full(batch.model, now, self.spread(), alone=alone)
+        if now - gate.since <= self.patience:
+            # With nothing else of ours in the queue, this batch may be more than the queue can ever hold.
+            parts = 2 if alone and batch.waiting > 1 else 1
+            effects = self._again(batch, now, "the server's queue is full", parts)
+        until = gate.until
+        effects += self._finish(batch, now, self._unanswered(batch))
+        gate.until = until  # what opens it is the end of another
         return effects
+
+    def _again(self, batch: Batch, now: float, reason: str, parts: int = 1) -> list[Effect]:
+        """Send what is left of a batch as another, or as several."""
+        requests = batch.take_all()
+        if not requests:
+            return []
+        length = -(-len(requests) // parts)
+        for start in range(0, len(requests), length):
+            part = requests[start : start + length]
+            for request in part:
+                request.sent += 1
+            self._queue(batch.endpoint, batch.model, part, now, now)
+        batch.resent += len(requests)
+        return [Publish(RequestsResent(batch.id, len(requests), reason))]
+
+    def _lost(self, batch: Batch, now: float, reason: str) -> list[Effect]:
+        """Send on what this batch left unanswered, unless that has happened to it too often."""
+        lost = [request for request in batch.requests if request.losses < MAX_LOSSES]
+        for request in lost:
+            batch.take(request.custom_id)
+            request.losses += 1
+            self._send_again(request, now)
+        batch.resent += len(lost)
+        return [Publish(RequestsResent(batch.id, len(lost), reason))] if lost else []
+
+    @staticmethod
+    def _status(batch: Batch) -> str:
+        return "not submitted" if batch.snapshot is None else batch.snapshot.status
+
+    def _unanswered(self, batch: Batch) -> Unanswered:
+        problems = () if batch.snapshot is None else batch.snapshot.problems
+        return Unanswered(batch.id or "", self._status(batch), problems)
+
+    def _finish(self, batch: Batch, now: float, outcome: Outcome | None = None) -> list[Effect]:
+        """The one end of a batch; whoever is left in it gets this outcome."""
+        effects: list[Effect] = []
+        for request in batch.take_all():
+            if outcome is None:
+                raise AssertionError("a batch does not end with callers that wait and nothing to tell them")
+            effects.append(self._settle(batch, request, outcome))
+        batch.move(Step.SETTLED)
+        batch.due = None
+        del self.batches[id(batch)]
+        if batch.snapshot is not None:
+            self.admission.ended(batch.model, now)
+        if batch.entries:
+            settled = BatchSettled(
+                batch.id,
+                batch.endpoint,
+                batch.model,
+                self._status(batch),
+                answered=batch.answered,
+                failed=batch.failed,
+                resent=batch.resent,
+                duration=now - batch.closed_at,
+            )
+            effects.append(Publish(settled))
+        return effects
+
+    # A call fails.
+
+    def _failed(self, batch: Batch, failure: Failure, now: float) -> list[Effect]:
+        """Decide where the batch goes from a failed call: the one place where calls are repeated."""
+        stumbles = batch.stumble(failure.trouble, now)
+        step, trouble = batch.step, failure.trouble
+        if step is Step.CREATE and trouble in (Trouble.PASSING, Trouble.ODD):
+            batch.doubt = failure.cause
+            self._go(batch, Step.LOOK_UP, now)
+            return [Publish(CallRetried(batch.id, step.value, failure.reason, 0.0))]
+        if not self._may_go_on(step, trouble, stumbles) or stumbles.spent > self.patience:
+            if step is Step.CANCEL:
+                return self._finish(batch, now)
+            cause = batch.doubt if step is Step.LOOK_UP else failure.cause
+            return self._finish(batch, now, CallFailed(cause))
+        delay = CALLS.delay(stumbles.count, self.spread())
+        if failure.retry_after is not None:
+            delay = max(delay, min(failure.retry_after, MAX_RETRY_AFTER))
+        if step in (Step.POLL, Step.FETCH):
+            age = now - batch.created_at
+            delay = max(min(delay, self.polls.latest(age)), self.polls.interval(age))
+            if step is Step.FETCH:
+                if trouble is Trouble.REFUSED and any(batch.read.values()):
+                    batch.resumes = False  # it may be the question that it does not understand
+                self._go(batch, Step.POLL, now + delay)
+        batch.due = now + delay
+        return [Publish(CallRetried(batch.id, step.value, failure.reason, delay))]
+
+    @staticmethod
+    def _may_go_on(step: Step, trouble: Trouble, stumbles: Stumbles) -> bool:
+        """Whether a call may be repeated after this failure, if its time is not up."""
+        match trouble:
+            case Trouble.BUSY | Trouble.PASSING:
+                return step is not Step.CANCEL or stumbles.count < CANCELS
+            case Trouble.ODD:
+                most = {Step.UPLOAD: ODD_ANSWERS, Step.LOOK_UP: ODD_ANSWERS, Step.CANCEL: CANCELS}.get(step)
+                return most is None or stumbles.alike < most
+            case Trouble.NOT_FOUND if step is Step.CREATE:
+                return stumbles.alike < FILE_LOOKS
+        # A batch that is paid for is not given up on one word.
+        return step in (Step.POLL, Step.FETCH) and not (
+            stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
+        )

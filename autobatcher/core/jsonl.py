@@ -90,3 +90,32 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
             decoded.error.code, decoded.error.message or "the request failed"
         )
     raise MalformedLineError("neither a response nor an error")
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    input_tokens: int = 0
+
+
+class _Metered(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_meter = msgspec.json.Decoder(_Metered)
+
+
+def prompt_tokens(body: bytes) -> int:
+    """The tokens of the prompt, as the body of an answer has them; 0 if it does not say."""
+    try:
+        usage = _meter.decode(body).usage
+    except msgspec.DecodeError:
+        return 0
+    return 0 if usage is None else max(usage.prompt_tokens, usage.input_tokens, 0)
+
+
+def body_of(line: bytes) -> bytes:
+    """The body in a line that `encode_line` made."""
+    return line[line.index(_BODY) + len(_BODY) : -2]
+
+
+_BODY = b',"body":'

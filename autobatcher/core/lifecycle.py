@@ -1,29 +1,36 @@
-"""The states of a batch, with the one table of legal moves."""
+"""The steps of a batch, with the one table of legal moves."""
 
 from __future__ import annotations
 
 import enum
 
 
-class BatchState(enum.Enum):
-    """Where a batch stands on its way from a closed window to settled callers."""
+class Step(enum.Enum):
+    """What a batch is at; its `due` says when the step's call goes out, and is None while that is under way."""
 
-    UPLOADING = "uploading"
-    CREATING = "creating"
-    WAITING = "waiting"
-    POLLING = "polling"
-    FETCHING = "fetching"
+    QUEUED = "queued"
+    """Closed; nothing is at the server. It waits for its time, or for room (then `due` is None)."""
+    UPLOAD = "upload"
+    CREATE = "create"
+    LOOK_UP = "look up"
+    """Whether the creation, whose answer was lost, made a batch."""
+    POLL = "poll"
+    FETCH = "fetch"
+    CANCEL = "cancel"
+    """All callers have left."""
     SETTLED = "settled"
 
 
-_S = BatchState
+_S = Step
 
-MOVES: dict[BatchState, frozenset[BatchState]] = {
-    _S.UPLOADING: frozenset({_S.CREATING, _S.SETTLED}),
-    _S.CREATING: frozenset({_S.WAITING, _S.SETTLED}),
-    _S.WAITING: frozenset({_S.POLLING}),
-    _S.POLLING: frozenset({_S.WAITING, _S.FETCHING, _S.SETTLED}),
-    _S.FETCHING: frozenset({_S.WAITING, _S.SETTLED}),
+MOVES: dict[Step, frozenset[Step]] = {
+    _S.QUEUED: frozenset({_S.UPLOAD, _S.SETTLED}),
+    _S.UPLOAD: frozenset({_S.CREATE, _S.SETTLED}),
+    _S.CREATE: frozenset({_S.LOOK_UP, _S.POLL, _S.SETTLED}),
+    _S.LOOK_UP: frozenset({_S.CREATE, _S.POLL, _S.SETTLED}),
+    _S.POLL: frozenset({_S.FETCH, _S.CANCEL, _S.SETTLED}),
+    _S.FETCH: frozenset({_S.POLL, _S.CANCEL, _S.SETTLED}),
+    _S.CANCEL: frozenset({_S.SETTLED}),
     _S.SETTLED: frozenset(),
 }
 
@@ -31,4 +38,10 @@ TERMINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 """The server's statuses after which a batch no longer changes; any other, known or not, means: poll on.
 
 Source: https://platform.openai.com/docs/api-reference/batch/object
+"""
+
+UNVALIDATED_STATUSES = frozenset({"validating", "pending", "queued", "scheduling"})
+"""Statuses in which a server may yet refuse the batch as a whole, such as for a full queue.
+
+Source: as above for the first; the others were seen at other servers.
 """

@@ -1,7 +1,8 @@
-"""What can become of one request; turned into an object or an exception in its caller's own task."""
+"""What can become of one request, and of one call for a batch."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,3 +58,35 @@ class Closed:
 
 
 Outcome = Answer | LineFailed | Unanswered | CallFailed | Closed
+
+
+class Trouble(enum.Enum):
+    """How a call for a batch failed."""
+
+    REFUSED = "refused"
+    """The server's clear no."""
+    BUSY = "busy"
+    """The server says that it did nothing for now: 429, 503."""
+    PASSING = "passing"
+    """It may well succeed later, and may have had its effect already: lost connections, timeouts, 408, 409, 5xx."""
+    NOT_FOUND = "not found"
+    """What the call names is not there, or not there yet."""
+    ODD = "odd"
+    """An answer that is none: a proxy's page, an object without its id."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed call.
+
+    Attributes:
+        trouble: how it failed.
+        cause: the exception; it belongs to the runtime and is only passed through.
+        reason: a few words for the log, without anything of a request's.
+        retry_after: seconds for which the server asks to be left alone, if it does.
+    """
+
+    trouble: Trouble
+    cause: object
+    reason: str
+    retry_after: float | None = None

@@ -17,15 +17,27 @@ MAX_BYTES = 200 * 10**6
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """An accepted request: its encoded line, what it weighs, and whom to answer (opaque to the core)."""
+    """An accepted request: its encoded line and whom to answer (both opaque to the core), and what it weighs."""
 
     custom_id: str
     endpoint: str
     model: str
-    line: bytes
-    reply: Any
+    line: Any = field(repr=False)
+    size: int
+    """Of the line in bytes."""
+    reply: Any = field(default=None, repr=False)
     weight: int = 1
     """What counts towards `MAX_LINES`: 1, or the number of inputs of an embeddings request."""
+    retries_left: int = 0
+    """How many more times it is sent when its answer is an error that may pass."""
+    losses: int = 0
+    """How often its batch left it unanswered."""
+    sent: int = 0
+    """How often it was in a batch before."""
+    tokens: float = 0.0
+    """Estimated, if anybody counts them."""
+    place: Any = field(default=None, repr=False)
+    """The window or the batch that it is in; None once it is settled."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,14 @@ class Limits:
         seconds: how long a window stays open after its first request.
         weight: the most lines (embedding inputs) of one file.
         size: the most bytes of one file.
+        tokens: the most estimated prompt tokens of one file, unless a single request has more; None: any number.
     """
 
     requests: int = 1000
     seconds: float = 1.0
     weight: int = MAX_LINES
     size: int = MAX_BYTES
+    tokens: float | None = None
 
 
 class OversizedError(ValueError):
@@ -55,33 +69,45 @@ class Window:
 
     limits: Limits
     closes_at: float
-    requests: dict[str, Request] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict, repr=False)
     size: int = 0
     weight: int = 0
+    tokens: float = 0.0
 
     def fits(self, request: Request) -> bool:
         """Whether the request may still join."""
         limits = self.limits
-        return self.size + len(request.line) <= limits.size and self.weight + request.weight <= limits.weight
+        return (
+            self.size + request.size <= limits.size
+            and self.weight + request.weight <= limits.weight
+            and (limits.tokens is None or not self.requests or self.tokens + request.tokens <= limits.tokens)
+        )
 
     def add(self, request: Request) -> None:
         """Take the request in."""
         self.requests[request.custom_id] = request
-        self.size += len(request.line)
+        request.place = self
+        self.size += request.size
         self.weight += request.weight
+        self.tokens += request.tokens
 
     def discard(self, request: Request) -> None:
         """Let go of a request whose caller has left."""
         if self.requests.pop(request.custom_id, None) is not None:
-            self.size -= len(request.line)
+            request.place = None
+            self.size -= request.size
             self.weight -= request.weight
+            self.tokens -= request.tokens
 
     @property
     def full(self) -> bool:
         """Whether nothing more can join, so that waiting on would be of no use."""
         limits = self.limits
         return (
-            len(self.requests) >= limits.requests or self.weight >= limits.weight or self.size >= limits.size
+            len(self.requests) >= limits.requests
+            or self.weight >= limits.weight
+            or self.size >= limits.size
+            or (limits.tokens is not None and self.tokens >= limits.tokens)
         )
 
 
@@ -91,9 +117,9 @@ def check_fits_any(request: Request, limits: Limits) -> None:
     Raises:
         OversizedError: with the size and the limit in its message.
     """
-    if len(request.line) > limits.size:
+    if request.size > limits.size:
         raise OversizedError(
-            f"the request is {len(request.line):,} bytes as a line of a batch file; a file holds {limits.size:,}"
+            f"the request is {request.size:,} bytes as a line of a batch file; a file holds {limits.size:,}"
         )
     if request.weight > limits.weight:
         raise OversizedError(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import anyio
 
-from autobatcher.core import engine as core
-from autobatcher.core.jsonl import encode_line
-from autobatcher.core.outcomes import CallFailed, Closed, Outcome
+from autobatcher.core import messages as core
+from autobatcher.core.engine import Engine
+from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.window import Request
 from autobatcher.events import Event
 from autobatcher.runtime.spawn import Reply, new_reply, spawn_root
@@ -22,13 +20,19 @@ from autobatcher.runtime.upstream import Upstream, UpstreamError
 
 _log = logging.getLogger("autobatcher")
 
+TRANSFERS = 4
+"""Uploads at a time, and downloads: more would share the same line, and hold more of the files in memory."""
+
+CANCEL_SECONDS = 30.0
+"""For how long closing waits for the server to take the cancellations."""
+
 
 class Driver:
     """The runtime of one client in one event loop; it lives until `stop`, or until its loop ends."""
 
     def __init__(
         self,
-        engine: core.Engine,
+        engine: Engine,
         upstream: Upstream,
         publish: Callable[[Event], None],
         release: Callable[[], Awaitable[None]],
@@ -37,35 +41,31 @@ class Driver:
         self._upstream = upstream
         self._publish = publish
         self._release = release
-        self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
         self._calls: deque[core.Call] = deque()
+        self._uploads = anyio.CapacityLimiter(TRANSFERS)
+        self._downloads = anyio.CapacityLimiter(TRANSFERS)
         self._wake = anyio.Event()
         self._stopping = False
+        self._cancelling = False
         self._join = spawn_root(self._run)
 
-    async def submit(self, endpoint: str, model: str, body: bytes, weight: int) -> Outcome:
+    async def submit(self, request: Request) -> Outcome:
         """Put a request into the next batch and wait for what becomes of it.
-
-        Args:
-            endpoint: the line's url, such as "/v1/chat/completions".
-            model: requests of different models go into different files.
-            body: the request's JSON text, UTF-8.
-            weight: what it counts towards the lines of a file.
 
         Raises:
             OversizedError: it fits into no file.
         """
         if self._stopping:
             return Closed(None)
-        custom_id = next(self._ids)
         reply: Reply[Any] = new_reply()
-        line = encode_line(custom_id, endpoint, body)
-        request = Request(custom_id, endpoint, model, line, reply, weight)
-        self._apply(self._engine.accept(request, anyio.current_time()))
+        request.reply = reply
+        self._engine.accept(request, anyio.current_time())
+        self._wake.set()
         try:
             return cast("Outcome", await reply.wait())
         except BaseException:
-            self._engine.abandon(request)
+            self._apply(self._engine.abandon(request, anyio.current_time()))
+            self._wake.set()
             raise
 
     @property
@@ -78,8 +78,9 @@ class Driver:
         self._release = _nothing
         self.stop()
 
-    def stop(self) -> None:
-        """Settle every caller and end the root task."""
+    def stop(self, *, cancel_batches: bool = False) -> None:
+        """Settle every caller and end the root task; before that, cancel the batches that are at the server."""
+        self._cancelling = cancel_batches
         self._stopping = True
         self._wake.set()
 
@@ -91,27 +92,32 @@ class Driver:
         try:
             async with anyio.create_task_group() as tasks:
                 while not self._stopping:
-                    self._wake = anyio.Event()
-                    self._apply(self._engine.wake(anyio.current_time()))
-                    while self._calls:
-                        tasks.start_soon(self._perform, self._calls.popleft())
-                    wakeup = self._engine.next_wakeup()
-                    with anyio.CancelScope(deadline=math.inf if wakeup is None else wakeup):
-                        await self._wake.wait()
+                    await self._turn(tasks)
+                if self._cancelling:
+                    self._apply(self._engine.close(anyio.current_time(), cancel=True))
+                    with anyio.move_on_after(CANCEL_SECONDS):
+                        while self._engine.batches:
+                            await self._turn(tasks)
                 tasks.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 -- a defect must not leave callers waiting
             _log.exception("the batching task failed; every waiting call gets the error")
-            self._settle_all(CallFailed(error))
+            for batch in list(self._engine.batches.values()):
+                self._apply(self._engine.give_up(batch, error, anyio.current_time()))
         finally:
             self._stopping = True
             self._apply(self._engine.close(anyio.current_time()))
             with anyio.CancelScope(shield=True):
                 await self._release()
 
-    def _settle_all(self, outcome: Outcome) -> None:
-        for effect in self._engine.close(anyio.current_time()):
-            if isinstance(effect, core.Settle):
-                effect.request.reply.set(outcome)
+    async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Do what is due, and wait until there is more to do."""
+        self._wake = anyio.Event()
+        self._apply(self._engine.wake(anyio.current_time()))
+        while self._calls:
+            tasks.start_soon(self._perform, self._calls.popleft())
+        wakeup = self._engine.next_wakeup()
+        with anyio.CancelScope(deadline=math.inf if wakeup is None else wakeup):
+            await self._wake.wait()
 
     def _apply(self, effects: list[core.Effect]) -> None:
         for effect in effects:
@@ -120,33 +126,40 @@ class Driver:
                     request.reply.set(outcome)
                 case core.Publish(event):
                     self._publish(event)
-                case core.Warn(message):
-                    _log.warning("%s", message)
-                case core.Rearm():
-                    self._wake.set()
                 case _:  # a call: only the root's children make them, in no caller's context
                     self._calls.append(effect)
-                    self._wake.set()
 
     async def _perform(self, call: core.Call) -> None:
+        batch = call.batch
         try:
             match call:
-                case core.Upload(batch):
-                    self._report(await self._upstream.upload(batch))
-                case core.Create(batch, file_id):
-                    self._report(await self._upstream.create(batch, file_id))
-                case core.Poll(batch, batch_id):
-                    self._report(await self._upstream.poll(batch, batch_id))
-                case core.Fetch(batch, file_ids):
-                    for file_id in file_ids:
-                        async for lines in self._upstream.read_lines(file_id):
-                            self._report(core.LinesRead(batch, lines))
+                case core.Upload():
+                    async with self._uploads:
+                        self._report(core.Uploaded(batch, await self._upstream.upload(batch)))
+                case core.Create(_, file_id):
+                    self._report(core.Created(batch, await self._upstream.create(batch, file_id)))
+                case core.LookUp(_, file_id):
+                    self._report(core.LookedUp(batch, await self._upstream.look_up(file_id)))
+                case core.Poll(_, batch_id):
+                    self._report(core.Polled(batch, await self._upstream.poll(batch_id)))
+                case core.Fetch(_, files):
+                    async with self._downloads:
+                        for file_id, skip in files:
+                            await self._read(call, file_id, skip)
                     self._report(core.Fetched(batch))
+                case core.Cancel(_, batch_id):
+                    await self._upstream.cancel(batch_id)
+                    self._report(core.Cancelled(batch))
         except UpstreamError as error:
-            self._report(core.StepFailed(call.batch, error.cause, error.passing))
+            self._report(core.Failed(batch, error.failure))
         except Exception as error:  # noqa: BLE001 -- a defect in one batch's call must not end the others
-            _log.exception("batch %s: a call failed unexpectedly", call.batch.id)
-            self._report(core.StepFailed(call.batch, error, passing=False))
+            _log.exception("batch %s: a call failed unexpectedly", batch.id)
+            self._apply(self._engine.give_up(batch, error, anyio.current_time()))
+            self._wake.set()
+
+    async def _read(self, call: core.Fetch, file_id: str, skip: int) -> None:
+        async for piece in self._upstream.read_lines(file_id, skip):
+            self._report(core.LinesRead(call.batch, file_id, piece.lines, piece.last, piece.resumes))
 
     def _report(self, report: core.Report) -> None:
         self._apply(self._engine.handle(report, anyio.current_time()))

@@ -1,7 +1,15 @@
-"""The Files and Batches calls, through the SDK; its errors become the core's values here and nowhere else."""
+"""The Files and Batches calls, through the SDK; its errors become the core's values here and nowhere else.
+
+Each call goes out once: whether and when it is repeated is the engine's decision.
+"""
 
 from __future__ import annotations
 
+import email.utils
+import json
+import math
+import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,21 +17,53 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from autobatcher._http import httpx
-from autobatcher.core import engine
-from autobatcher.core.outcomes import BatchProblem
+from autobatcher.core.batch import Batch, Snapshot
+from autobatcher.core.outcomes import BatchProblem, Failure, Trouble
 from autobatcher.errors import AutobatcherError
+from autobatcher.runtime.spool import LinesFile
 
 if TYPE_CHECKING:
-    from openai.types import Batch
+    from openai.types import Batch as ServerBatch
+
+MAX_RESULT_LINE = 256 * 2**20
+"""Bytes. A longer line is no answer to anything that fits into a batch file."""
+
+MAX_TEXT = 2_000
+"""Characters of a server's message that are kept."""
+
+MAX_NAME = 200
+"""Characters of an id, a status, a code or a param."""
+
+MAX_PROBLEMS = 100_000
+
+PAGE = 100
+"""Batches on a page of the list, the most that OpenAI takes.
+
+Source: https://platform.openai.com/docs/api-reference/batch/list
+"""
+
+MAX_PAGES = 1_000
 
 
 class UpstreamError(Exception):
-    """A call failed; `cause` is the SDK's error, `passing` tells whether the same call may well succeed later."""
+    """A call failed."""
 
-    def __init__(self, cause: Exception, *, passing: bool) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.passing = passing
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class OddAnswerError(AutobatcherError):
+    """The server's answer to a call for a batch is none that could be understood."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Lines of a result file: `last` is the number of the last one, `resumes` whether the server honours `skip`."""
+
+    lines: list[bytes]
+    last: int
+    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -31,93 +71,219 @@ class Upstream:
     """Calls at one server.
 
     Attributes:
-        careful: the same as `client`, without retries.
-        client: makes the calls and retries uploads and reads as its `max_retries` says.
+        client: makes the calls; without retries.
         completion_window: passed on with each batch.
         metadata: attached to each batch.
     """
 
     client: openai.AsyncOpenAI
-    careful: openai.AsyncOpenAI
     completion_window: str
     metadata: dict[str, str] | None
 
-    async def upload(self, batch: engine.Batch) -> engine.Uploaded:
-        """Upload a batch's lines as one file."""
-        content = b"".join([request.line for request in batch.requests.values()])
+    async def upload(self, batch: Batch) -> str:
+        """Upload a batch's lines as one file; its id."""
+        content: Any = LinesFile([request.line for request in batch.requests])
         try:
             file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
-            file_id = _text(file, "id", "an upload")
+            return _name(file, "id", "an upload")
         except Exception as error:
-            raise _translate(error) from error
-        return engine.Uploaded(batch, file_id)
+            raise translated(error) from error
 
-    async def create(self, batch: engine.Batch, file_id: str) -> engine.Created:
-        """Create a batch. Never sent twice: after a lost answer a second one would be paid as well."""
+    async def create(self, batch: Batch, file_id: str) -> Snapshot:
+        """Create a batch."""
         options: dict[str, Any] = {} if self.metadata is None else {"metadata": self.metadata}
         try:
-            created = await self.careful.batches.create(
+            created = await self.client.batches.create(
                 input_file_id=file_id,
                 endpoint=batch.endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
                 completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
                 **options,
             )
-            return engine.Created(batch, _snapshot(created))
+            return _snapshot(created)
         except Exception as error:
-            raise _translate(error) from error
+            raise translated(error) from error
 
-    async def poll(self, batch: engine.Batch, batch_id: str) -> engine.Polled:
+    async def look_up(self, file_id: str) -> Snapshot | None:
+        """The batch that was made from a file, or None when a list of all batches does not have it."""
+        try:
+            after: str | openai.Omit = openai.omit
+            seen = set()
+            for _ in range(MAX_PAGES):
+                page = await self.client.batches.list(after=after, limit=PAGE)
+                listed = _listed(page)
+                for item in listed:
+                    if _name(item, "input_file_id", "a list of batches") == file_id:
+                        return _snapshot(item)
+                if not listed or getattr(page, "has_more", None) is False:
+                    return None
+                after = _name(listed[-1], "id", "a list of batches")
+                if after in seen:
+                    raise OddAnswerError("the server's list of batches goes round in a circle")  # noqa: TRY301
+                seen.add(after)
+            raise OddAnswerError("the server's list of batches has no end")  # noqa: TRY301 -- as the calls' errors
+        except Exception as error:
+            raise translated(error) from error
+
+    async def poll(self, batch_id: str) -> Snapshot:
         """Ask how a batch stands."""
         try:
-            return engine.Polled(batch, _snapshot(await self.client.batches.retrieve(batch_id)))
+            snapshot = _snapshot(await self.client.batches.retrieve(batch_id))
+            if snapshot.id != batch_id:
+                raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
         except Exception as error:
-            raise _translate(error, paid=True) from error
+            raise translated(error) from error
+        return snapshot
 
-    async def read_lines(self, file_id: str) -> AsyncIterator[list[bytes]]:
-        r"""The lines of a file, in groups as they arrive. Split at `\n` only: others may stand inside a line."""
-        rest = b""
+    async def cancel(self, batch_id: str) -> None:
+        """Cancel a batch; one that has ended already is no error."""
         try:
-            async with self.client.files.with_streaming_response.content(file_id) as response:
-                async for chunk in response.iter_bytes():
-                    *lines, rest = (rest + chunk if rest else chunk).split(b"\n")
-                    if lines:
-                        yield [line for line in lines if line.strip()]
+            await self.client.batches.cancel(batch_id)
+        except openai.ConflictError:
+            return
         except Exception as error:
-            raise _translate(error, paid=True) from error
-        if rest.strip():
-            yield [rest]
+            raise translated(error) from error
+
+    async def read_lines(self, file_id: str, skip: int) -> AsyncIterator[Piece]:
+        r"""The lines of a file from after the first `skip` on, as they arrive, if the server can; else from the first.
+
+        Split at `\n` only: the other line breaks may stand inside a line. When the file breaks off, the lines before
+        that have been given, and what came of the next one is not.
+
+        Source for `skip` and X-Incomplete: https://github.com/doublewordai/control-layer, the files' content handler.
+        """
+        query = {"skip": skip} if skip else {}
+        try:
+            async with self.client.files.with_streaming_response.content(
+                file_id, extra_query=query
+            ) as response:
+                resumes = "x-incomplete" in response.headers
+                splitter = _Splitter()
+                last = skip if resumes else 0
+                async for chunk in response.iter_bytes():
+                    if lines := splitter.feed(chunk):
+                        last += len(lines)
+                        yield Piece([line for line in lines if line.strip()], last, resumes)
+                if rest := splitter.rest():
+                    yield Piece([rest], last + 1, resumes)
+        except Exception as error:
+            raise translated(error) from error
 
 
-_PASSING_STATUSES = frozenset({408, 409, 429})
+class _Splitter:
+    """Cuts chunks into lines; one that is too long is cut short, and so will be malformed."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._length = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that end in this chunk."""
+        first, *others = chunk.split(b"\n")
+        self._keep(first)
+        if not others:
+            return []
+        lines = [b"".join(self._pieces), *others[:-1]]
+        self._pieces, self._length = [], 0
+        self._keep(others[-1])
+        return lines
+
+    def _keep(self, piece: bytes) -> None:
+        if self._length < MAX_RESULT_LINE:
+            self._pieces.append(piece)
+            self._length += len(piece)
+
+    def rest(self) -> bytes:
+        """What came after the last newline."""
+        return b"".join(self._pieces).strip()
 
 
-def _translate(error: Exception, *, paid: bool = False) -> UpstreamError:
-    """`paid`: the batch exists, so that whatever is not the server's clear refusal is looked past."""
+def translated(error: Exception) -> UpstreamError:
+    """What a failed call means, whichever call it was."""
     match error:
         case openai.APIStatusError():
-            passing = error.status_code in _PASSING_STATUSES or error.status_code >= 500  # noqa: PLR2004 -- HTTP
+            trouble, reason = _trouble(error), f"status {error.status_code}"
+            return UpstreamError(Failure(trouble, error, reason, _retry_after(error.response.headers)))
         case openai.APIConnectionError() | httpx.TransportError():
-            passing = True
-        case _:
-            passing = paid
-    return UpstreamError(error, passing=passing)
+            trouble = Trouble.PASSING
+        case OddAnswerError() | openai.APIResponseValidationError() | json.JSONDecodeError():
+            trouble = Trouble.ODD
+        case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
+            trouble = Trouble.PASSING
+        case _:  # such as of a callable that is to give the key
+            trouble = Trouble.REFUSED
+    return UpstreamError(Failure(trouble, error, type(error).__name__))
 
 
-def _text(answer: object, name: str, what: str) -> str:
+_NO_FILE = re.compile(
+    r"no such file|file\b.{0,300}\b(?:not found|not exist|not ready)", re.IGNORECASE | re.DOTALL
+)
+
+
+def _trouble(error: openai.APIStatusError) -> Trouble:
+    status = error.status_code
+    if status in (429, 503):
+        return Trouble.BUSY
+    if status in (408, 409) or status >= 500:  # noqa: PLR2004 -- HTTP's server errors
+        return Trouble.PASSING
+    if status == 404 or (status == 400 and _NO_FILE.search(error.message[:MAX_TEXT])):  # noqa: PLR2004 -- HTTP
+        return Trouble.NOT_FOUND
+    return Trouble.REFUSED
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds from a Retry-After header, which has seconds or a date, or from retry-after-ms.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#name-retry-after; the other is Azure's.
+    """
+    milliseconds, text = headers.get("retry-after-ms"), headers.get("retry-after", "")
+    try:
+        seconds = float(text) if milliseconds is None else float(milliseconds) / 1000
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _name(answer: object, name: str, what: str) -> str:
     """A field that must be there; the SDK lets anything pass for an object of its types, a proxy's page included."""
     value = getattr(answer, name, None)
-    if not isinstance(value, str) or not value:
-        raise AutobatcherError(f"the server's answer to {what} has no {name}")
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME:
+        raise OddAnswerError(f"the server's answer to {what} has no {name}")
     return value
 
 
-def _snapshot(batch: Batch) -> engine.Snapshot:
-    batch_id, status = _text(batch, "id", "a batch call"), _text(batch, "status", "a batch call")
-    listed = (batch.errors.data if batch.errors is not None else None) or []
-    return engine.Snapshot(
-        id=batch_id,
-        status=status,
-        output_file_id=batch.output_file_id,
-        error_file_id=batch.error_file_id,
-        problems=tuple(BatchProblem(item.code, item.message, item.line, item.param) for item in listed),
+def _optional_name(answer: object, name: str) -> str | None:
+    value = getattr(answer, name, None)
+    return value if isinstance(value, str) and len(value) <= MAX_NAME else None
+
+
+def _listed(page: object) -> list[Any]:
+    listed = getattr(page, "data", None)
+    if not isinstance(listed, list):
+        raise OddAnswerError("the server's answer to a list of batches has no data")
+    return listed
+
+
+def _snapshot(batch: ServerBatch) -> Snapshot:
+    listed = getattr(getattr(batch, "errors", None), "data", None)
+    problems = listed[:MAX_PROBLEMS] if isinstance(listed, list) else []
+    return Snapshot(
+        id=_name(batch, "id", "a batch call"),
+        status=_name(batch, "status", "a batch call"),
+        output_file_id=_optional_name(batch, "output_file_id"),
+        error_file_id=_optional_name(batch, "error_file_id"),
+        problems=tuple(map(_problem, problems)),
+    )
+
+
+def _problem(item: object) -> BatchProblem:
+    code, message = getattr(item, "code", None), getattr(item, "message", None)
+    line, param = getattr(item, "line", None), getattr(item, "param", None)
+    return BatchProblem(
+        None if code is None else str(code)[:MAX_NAME],
+        None if message is None else str(message)[:MAX_TEXT],
+        line if isinstance(line, int) and not isinstance(line, bool) else None,
+        None if param is None else str(param)[:MAX_NAME],
     )

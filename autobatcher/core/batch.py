@@ -1,0 +1,173 @@
+"""A batch on its way: a value with its bookkeeping, and no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from autobatcher.core.lifecycle import MOVES, Step
+from autobatcher.core.outcomes import BatchProblem, Trouble
+from autobatcher.core.retry import MAX_SPENT
+from autobatcher.core.window import Request
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A batch as the server describes it."""
+
+    id: str
+    status: str
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    problems: tuple[BatchProblem, ...] = ()
+
+    @property
+    def file_ids(self) -> tuple[str, ...]:
+        """The result files that there are."""
+        return tuple(file_id for file_id in (self.output_file_id, self.error_file_id) if file_id)
+
+
+@dataclass(slots=True)
+class Stumbles:
+    """The failures in a row of a batch's calls.
+
+    Attributes:
+        at: when the last one came.
+        kind: how it failed.
+        count: how many there are.
+        spent: seconds since the first.
+        alike: how many of the last ones failed in the same way.
+        alike_spent: seconds since the first of these.
+    """
+
+    at: float
+    kind: Trouble
+    count: int = 0
+    spent: float = 0.0
+    alike: int = 0
+    alike_spent: float = 0.0
+
+    def add(self, kind: Trouble, now: float) -> None:
+        """One more."""
+        passed = min(now - self.at, MAX_SPENT)
+        self.at = now
+        self.count += 1
+        self.spent += passed
+        if kind is self.kind:
+            self.alike += 1
+            self.alike_spent += passed
+        else:
+            self.kind, self.alike, self.alike_spent = kind, 1, 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A closed window on its way.
+
+    Attributes:
+        endpoint, model: of all its requests.
+        entries: by custom_id, in the order of the file's lines: the request, or None once it is no longer here.
+        waiting: how many requests are still here.
+        gone: how many were left by their callers.
+        size, tokens: sums over the requests.
+        closed_at, created_at: when its window closed, and when it was made at the server.
+        not_before: when it may be sent.
+        step, due: see `Step`.
+        file_id, snapshot: what the server said of it.
+        doubt: why it is not known whether the creation made a batch.
+        looks_since: when a look first found none.
+        stumbles: the present failures in a row.
+        read: how many lines of each result file were read.
+        resumes: whether the server can send a file from a line on.
+        final: whether its files are read for the end.
+        rereads: how often they have been read again.
+        answered, failed, resent: what became of its requests.
+    """
+
+    endpoint: str
+    model: str
+    entries: dict[str, Request | None] = field(repr=False)
+    closed_at: float
+    not_before: float
+    waiting: int = 0
+    gone: int = 0
+    size: int = 0
+    tokens: float = 0.0
+    created_at: float = 0.0
+    step: Step = Step.QUEUED
+    due: float | None = None
+    file_id: str | None = None
+    snapshot: Snapshot | None = None
+    doubt: object = None
+    looks_since: float | None = None
+    stumbles: Stumbles | None = None
+    read: dict[str, int] = field(default_factory=dict)
+    resumes: bool = True
+    final: bool = False
+    rereads: int = 0
+    answered: int = 0
+    failed: int = 0
+    resent: int = 0
+
+    @classmethod
+    def of(
+        cls, endpoint: str, model: str, requests: Iterable[Request], *, closed_at: float, not_before: float
+    ) -> Batch:
+        """A batch of these requests, each of which is in it from now on."""
+        batch = cls(endpoint, model, {}, closed_at, not_before)
+        for request in requests:
+            batch.entries[request.custom_id] = request
+            request.place = batch
+            batch.size += request.size
+            batch.tokens += request.tokens
+        batch.waiting = len(batch.entries)
+        return batch
+
+    @property
+    def id(self) -> str | None:
+        """The server's id, once it has given one."""
+        return None if self.snapshot is None else self.snapshot.id
+
+    @property
+    def requests(self) -> Iterator[Request]:
+        """Those that are still here, in the file's order."""
+        return (request for request in self.entries.values() if request is not None)
+
+    def move(self, step: Step) -> None:
+        """Go to the next step; a move that the table does not have is a defect."""
+        if step not in MOVES[self.step]:
+            raise AssertionError(f"a batch does not go from {self.step} to {step}")
+        self.step = step
+
+    def take(self, custom_id: str) -> Request | None:
+        """Take a request out; None if it is not here, or no longer."""
+        request = self.entries.get(custom_id)
+        if request is not None:
+            self.entries[custom_id] = None
+            self.waiting -= 1
+            request.place = None
+        return request
+
+    def take_all(self) -> list[Request]:
+        """Take out all that are still here."""
+        requests = list(self.requests)
+        self.entries = dict.fromkeys(self.entries)
+        self.waiting = 0
+        for request in requests:
+            request.place = None
+        return requests
+
+    def forget_the_gone(self) -> None:
+        """Before a file is made: a line for each request that is still here, and no other."""
+        if self.waiting < len(self.entries):
+            self.entries = {request.custom_id: request for request in self.requests}
+            self.size = sum(request.size for request in self.requests)
+            self.tokens = sum(request.tokens for request in self.requests)
+            self.gone = 0
+
+    def stumble(self, kind: Trouble, now: float) -> Stumbles:
+        """Note a failed call."""
+        if self.stumbles is None:
+            self.stumbles = Stumbles(now, kind)
+        self.stumbles.add(kind, now)
+        return self.stumbles

@@ -1,0 +1,153 @@
+"""The SDK's batched resources, with methods that let go of their arguments before they wait.
+
+A call waits for hours, and its arguments (a megabyte of image, say) would wait with it in the frames of the SDK's
+methods. So these run the SDK's method up to `request`, which returns a promise in place of the answer, through all
+of the frames; only then is it awaited. The SDK's own code makes the body, whatever the arguments.
+
+Where somebody has replaced a method on that way, such as a tracer, the promise would be handed to a stranger:
+then the SDK's method waits itself, as it always does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import pathlib
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import FunctionType
+from typing import Any, TypeVar, cast
+
+import openai
+from openai._compat import cached_property
+from openai.resources import AsyncEmbeddings
+from openai.resources.chat import AsyncChat, AsyncCompletions
+from openai.resources.responses import AsyncResponses
+
+_unwinding: contextvars.ContextVar[bool] = contextvars.ContextVar("autobatcher_unwinding", default=False)
+
+_F = TypeVar("_F")
+
+_SDK = str(pathlib.Path(openai.__file__).parent)
+
+
+class Promise:
+    """The answer to come; nothing is sent before it is awaited."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self, answer: Callable[[], Awaitable[Any]]) -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Send the request, and wait for its answer."""
+        return self._answer().__await__()
+
+
+def unwinds() -> bool:
+    """Whether this call of `request` is to return a promise; true once."""
+    asked = _unwinding.get()
+    if asked:
+        _unwinding.set(False)
+    return asked
+
+
+@functools.lru_cache(maxsize=32)
+def is_sdks(function: object) -> bool:
+    """Whether the SDK's own code is all there is to a function."""
+    while True:
+        if type(function) is not FunctionType or not function.__code__.co_filename.startswith(_SDK):
+            return False
+        if not hasattr(function, "__wrapped__"):
+            return True
+        function = function.__wrapped__
+
+
+def _may_unwind(resource: Any, method: object) -> bool:
+    client = resource._client  # noqa: SLF001 -- of a subclass of the SDK's resource
+    return (
+        is_sdks(method)
+        and resource._post == client.post  # noqa: SLF001 -- as above
+        and is_sdks(getattr(client.post, "__func__", None))
+        and client._waits_outside  # noqa: SLF001 -- of this package's own client
+    )
+
+
+def _begun(start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """What the SDK's method returns without waiting: a promise, or the answer itself."""
+    token = _unwinding.set(True)
+    call = start()
+    try:
+        call.send(None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        _unwinding.reset(token)
+    call.close()  # it waits for something before it asks: so it is to do it itself
+    return start()
+
+
+async def _finished(begun: Any) -> Any:
+    return await begun if isinstance(begun, (Promise, Coroutine)) else begun
+
+
+async def _raised(error: Exception) -> Any:
+    raise error
+
+
+def _like(method: Any) -> Callable[[_F], _F]:
+    """`functools.wraps`, and nothing that type checkers look into."""
+    return cast("Callable[[_F], _F]", functools.wraps(method))
+
+
+def _outside(cls: type, name: str) -> Any:
+    """An override of a coroutine method of the SDK's class, as it is at the time of the call."""
+
+    @_like(getattr(cls, name))
+    async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(cls, name)
+        begun: Any = functools.partial(method, self, *args, **kwargs)
+        del args, kwargs
+        begun = _begun(begun) if _may_unwind(self, method) else begun()
+        return await _finished(begun)
+
+    return call
+
+
+class Completions(AsyncCompletions):
+    """Chat completions."""
+
+    @_like(AsyncCompletions.create)
+    def create(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the SDK, where it is no coroutine function either: the arguments are let go at the call."""
+        start = functools.partial(super().create, *args, **kwargs)
+        if not _may_unwind(self, AsyncCompletions.create):
+            return start()
+        try:
+            begun = _begun(start)
+        except Exception as error:  # noqa: BLE001 -- raised where the SDK raises it
+            return _raised(error)
+        return _finished(begun)
+
+    parse: Any = _outside(AsyncCompletions, "parse")
+
+
+class Chat(AsyncChat):
+    """The chat resource."""
+
+    @cached_property
+    def completions(self) -> Completions:
+        """Chat completions."""
+        return Completions(self._client)
+
+
+class Embeddings(AsyncEmbeddings):
+    """Embeddings."""
+
+    create: Any = _outside(AsyncEmbeddings, "create")
+
+
+class Responses(AsyncResponses):
+    """Responses."""
+
+    create: Any = _outside(AsyncResponses, "create")
+    parse: Any = _outside(AsyncResponses, "parse")
