@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import pathlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import FunctionType
@@ -51,7 +52,6 @@ def unwinds() -> bool:
     return asked
 
 
-@functools.lru_cache(maxsize=32)
 def is_sdks(function: object) -> bool:
     """Whether the SDK's own code is all there is to a function."""
     while True:
@@ -95,8 +95,14 @@ async def _raised(error: Exception) -> Any:
 
 
 def _like(method: Any) -> Callable[[_F], _F]:
-    """`functools.wraps`, and nothing that type checkers look into."""
-    return cast("Callable[[_F], _F]", functools.wraps(method))
+    """Decorator: look like the SDK's method, of which the innermost function tells tracers whether it is async."""
+
+    def decorate(function: _F) -> _F:
+        wrapper: Any = functools.wraps(method)(function)  # type: ignore[arg-type] # any function
+        wrapper.__wrapped__ = inspect.unwrap(method)
+        return cast("_F", wrapper)
+
+    return decorate
 
 
 def _outside(cls: type, name: str) -> Any:
