@@ -22,7 +22,13 @@ _PRIOR_BYTES = 4000.0
 
 @dataclass(slots=True)
 class Gate:
-    """A model whose queue was full: from then on one batch at a time tries it, until a server takes it in."""
+    """A model whose queue was full: from then on one batch at a time tries it, until a server takes it in.
+
+    Attributes:
+        since: when the first of the present refusals in a row came that no batch of ours explains.
+        tries: how many those are.
+        until: before that nothing is sent.
+    """
 
     since: float
     tries: int = 0
@@ -101,7 +107,7 @@ class Admission:
     def queue_full(self, model: str, now: float, spread: float, *, alone: bool) -> Gate:
         """The server's queue for a model is full; `alone`: and no other batch of ours is in it."""
         gate = self.gates.setdefault(model, Gate(since=now))
-        if not alone:
+        if not alone or not gate.tries:
             gate.since = now
         gate.tries += 1
         gate.until = now + (QUEUE.delay(gate.tries, spread) if alone else QUEUE.most)

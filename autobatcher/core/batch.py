@@ -29,7 +29,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Stumbles:
-    """The failures in a row of a batch's calls.
+    """Failures in a row of one of a batch's calls.
 
     Attributes:
         at: when the last one came.
@@ -76,7 +76,7 @@ class Batch:
         file_id, snapshot: what the server said of it.
         doubt: why it is not known whether the creation made a batch.
         looks_since: when a look first found none.
-        stumbles: the present failures in a row.
+        stumbles: the failures in a row of the calls that have not succeeded since, by step.
         read: how many lines of each result file were read.
         resumes: whether the server can send a file from a line on.
         final: whether its files are read for the end.
@@ -100,7 +100,7 @@ class Batch:
     snapshot: Snapshot | None = None
     doubt: object = None
     looks_since: float | None = None
-    stumbles: Stumbles | None = None
+    stumbles: dict[Step, Stumbles] = field(default_factory=dict)
     read: dict[str, int] = field(default_factory=dict)
     resumes: bool = True
     final: bool = False
@@ -166,8 +166,7 @@ class Batch:
             self.gone = 0
 
     def stumble(self, kind: Trouble, now: float) -> Stumbles:
-        """Note a failed call."""
-        if self.stumbles is None:
-            self.stumbles = Stumbles(now, kind)
-        self.stumbles.add(kind, now)
-        return self.stumbles
+        """Note that this step's call failed."""
+        stumbles = self.stumbles.setdefault(self.step, Stumbles(now, kind))
+        stumbles.add(kind, now)
+        return stumbles

@@ -111,18 +111,16 @@ class Engine:
         place = request.place
         if isinstance(place, Window):
             place.discard(request)
+            if not place.requests:
+                del self.windows[_key(request)]
         elif isinstance(place, Batch):
             place.take(request.custom_id)
-            if place.step is Step.QUEUED:
-                place.forget_the_gone()
-            else:
-                place.gone += 1
+            place.gone += 1
             return self._if_deserted(place, now)
         return []
 
     def _gather(self, request: Request, now: float, closes_at: float) -> None:
-        # Requests that were sent as often wait alike before they are sent again: they share windows of their own.
-        key = (request.endpoint, request.model, request.sent)
+        key = _key(request)
         window = self.windows.get(key)
         if window is None or not window.fits(request):
             if window is not None:
@@ -134,9 +132,8 @@ class Engine:
 
     def _enqueue(self, key: tuple[str, str, int], now: float) -> None:
         window = self.windows.pop(key)
-        if window.requests:
-            not_before = window.closes_at if key[2] else now
-            self._queue(key[0], key[1], window.requests.values(), now, not_before)
+        endpoint, model, sent = key
+        self._queue(endpoint, model, window.requests.values(), now, window.closes_at if sent else now)
 
     def _queue(
         self, endpoint: str, model: str, requests: Iterable[Request], now: float, not_before: float
@@ -206,8 +203,7 @@ class Engine:
             return self._read(report, now)
         if isinstance(report, Failed):
             return self._failed(batch, report.failure, now)
-        if not (isinstance(report, LookedUp) and report.snapshot is None):  # which leaves a creation in doubt
-            batch.stumbles = None
+        batch.stumbles.pop(batch.step, None)
         match report:
             case Uploaded(_, file_id):
                 batch.file_id = file_id
@@ -215,7 +211,7 @@ class Engine:
             case Created(_, snapshot) | LookedUp(_, Snapshot() as snapshot):
                 return self._created(batch, snapshot, now)
             case LookedUp():
-                self._not_there(batch, now)
+                return self._not_there(batch, now)
             case Polled(_, snapshot):
                 return self._polled(batch, snapshot, now)
             case Fetched():
@@ -235,7 +231,9 @@ class Engine:
         """
         effects: list[Effect] = []
         for window in self.windows.values():
-            effects += [Settle(request, Closed(None)) for request in window.requests.values()]
+            for request in window.requests.values():
+                request.place = None
+                effects.append(Settle(request, Closed(None)))
         self.windows.clear()
         for batch in list(self.batches.values()):
             if not cancel or batch.step in (Step.QUEUED, Step.UPLOAD):  # nothing can be at the server
@@ -263,14 +261,17 @@ class Engine:
         submitted = BatchSubmitted(snapshot.id, batch.endpoint, batch.model, len(batch.entries), batch.size)
         return [Publish(submitted)]
 
-    def _not_there(self, batch: Batch, now: float) -> None:
+    def _not_there(self, batch: Batch, now: float) -> list[Effect]:
         if batch.looks_since is None:
             batch.looks_since = now
         if now - batch.looks_since < LOOK_UP_SECONDS:
             batch.due = now + LOOK_UP_INTERVAL
-            return
+            return []
+        if batch.stumbles[Step.CREATE].spent > self.patience:
+            return self._finish(batch, now, CallFailed(batch.doubt))
         batch.looks_since = None
         self._go(batch, Step.CREATE, now)
+        return []
 
     def _poll_later(self, batch: Batch, now: float) -> None:
         self._go(batch, Step.POLL, now + self.polls.interval(now - batch.created_at))
@@ -302,7 +303,9 @@ class Engine:
 
     def _read(self, report: LinesRead, now: float) -> list[Effect]:
         batch = report.batch
-        batch.read[report.file_id] = report.last
+        if report.last > batch.read.get(report.file_id, 0):
+            batch.read[report.file_id] = report.last
+            batch.stumbles.pop(Step.FETCH, None)
         batch.resumes = report.resumes
         effects: list[Effect] = []
         malformed = unknown = again = 0
@@ -465,31 +468,30 @@ class Engine:
         del self.batches[id(batch)]
         if batch.snapshot is not None:
             self.admission.ended(batch.model, now)
-        if batch.entries:
-            settled = BatchSettled(
-                batch.id,
-                batch.endpoint,
-                batch.model,
-                self._status(batch),
-                answered=batch.answered,
-                failed=batch.failed,
-                resent=batch.resent,
-                duration=now - batch.closed_at,
-            )
-            effects.append(Publish(settled))
-        return effects
+        settled = BatchSettled(
+            batch.id,
+            batch.endpoint,
+            batch.model,
+            self._status(batch),
+            answered=batch.answered,
+            failed=batch.failed,
+            resent=batch.resent,
+            duration=now - batch.closed_at,
+        )
+        return [*effects, Publish(settled)]
 
     # A call fails.
 
     def _failed(self, batch: Batch, failure: Failure, now: float) -> list[Effect]:
         """Decide where the batch goes from a failed call: the one place where calls are repeated."""
-        stumbles = batch.stumble(failure.trouble, now)
         step, trouble = batch.step, failure.trouble
+        stumbles = batch.stumble(trouble, now)
         if step is Step.CREATE and trouble in (Trouble.PASSING, Trouble.ODD):
             batch.doubt = failure.cause
             self._go(batch, Step.LOOK_UP, now)
             return [Publish(CallRetried(batch.id, step.value, failure.reason, 0.0))]
-        if not self._may_go_on(step, trouble, stumbles) or stumbles.spent > self.patience:
+        early = step is Step.FETCH and not batch.final
+        if not early and not (self._may_go_on(step, trouble, stumbles) and stumbles.spent <= self.patience):
             if step is Step.CANCEL:
                 return self._finish(batch, now)
             cause = batch.doubt if step is Step.LOOK_UP else failure.cause
@@ -500,10 +502,12 @@ class Engine:
         if step in (Step.POLL, Step.FETCH):
             age = now - batch.created_at
             delay = max(min(delay, self.polls.latest(age)), self.polls.interval(age))
-            if step is Step.FETCH:
-                if trouble is Trouble.REFUSED and any(batch.read.values()):
-                    batch.resumes = False  # it may be the question that it does not understand
-                self._go(batch, Step.POLL, now + delay)
+        if step is Step.FETCH:
+            if trouble in (Trouble.REFUSED, Trouble.NOT_FOUND) and (
+                not early or stumbles.alike >= FILE_LOOKS
+            ):
+                batch.resumes = False  # not from a line on, or not before the end
+            batch.move(Step.POLL)
         batch.due = now + delay
         return [Publish(CallRetried(batch.id, step.value, failure.reason, delay))]
 
@@ -522,3 +526,8 @@ class Engine:
         return step in (Step.POLL, Step.FETCH) and not (
             stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
         )
+
+
+def _key(request: Request) -> tuple[str, str, int]:
+    """Of its window: requests that were sent as often wait as long before they are sent again."""
+    return request.endpoint, request.model, request.sent

@@ -66,7 +66,7 @@ class Trouble(enum.Enum):
     REFUSED = "refused"
     """The server's clear no."""
     BUSY = "busy"
-    """The server says that it did nothing for now: 429, 503."""
+    """Nothing was done, for now: 429, 503, or no connection came about."""
     PASSING = "passing"
     """It may well succeed later, and may have had its effect already: lost connections, timeouts, 408, 409, 5xx."""
     NOT_FOUND = "not found"

@@ -203,8 +203,9 @@ def translated(error: Exception) -> UpstreamError:
         case openai.APIStatusError():
             trouble, reason = _trouble(error), f"status {error.status_code}"
             return UpstreamError(Failure(trouble, error, reason, _retry_after(error.response.headers)))
-        case openai.APIConnectionError() | httpx.TransportError():
-            trouble = Trouble.PASSING
+        case openai.APIConnectionError():
+            unsent = type(error.__cause__).__name__ in _UNSENT
+            trouble = Trouble.BUSY if unsent else Trouble.PASSING
         case OddAnswerError() | openai.APIResponseValidationError() | json.JSONDecodeError():
             trouble = Trouble.ODD
         case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
@@ -213,6 +214,9 @@ def translated(error: Exception) -> UpstreamError:
             trouble = Trouble.REFUSED
     return UpstreamError(Failure(trouble, error, type(error).__name__))
 
+
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+"""By name, for the SDK works with two libraries that have them."""
 
 _NO_FILE = re.compile(
     r"no such file|file\b.{0,300}\b(?:not found|not exist|not ready)", re.IGNORECASE | re.DOTALL
