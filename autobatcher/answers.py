@@ -13,8 +13,10 @@ import anyio
 import openai
 
 from autobatcher import sse
+from autobatcher.core.jsonl import body_of
 from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Unanswered
 from autobatcher.errors import BatchFailedError, ClientClosedError, RequestFailedError
+from autobatcher.runtime.spool import Line, whole
 
 if TYPE_CHECKING:
     from openai._models import FinalRequestOptions
@@ -47,9 +49,9 @@ class Call(NamedTuple):
 
 
 async def to_result(
-    client: openai.AsyncOpenAI, call: Call, body: bytes, outcome: Outcome, started: float
+    client: openai.AsyncOpenAI, call: Call, line: Line, outcome: Outcome, started: float
 ) -> Any:
-    """The object of the realtime call, or the exception; `body` is the request's.
+    """The object of the realtime call, or the exception; `line` is the request's in its batch file.
 
     The answer goes through the SDK as an HTTP response with the line's status, request id and body, so that types,
     lenient construction, post parsers, raw responses, streams and status errors are the SDK's.
@@ -61,12 +63,13 @@ async def to_result(
         ClientClosedError: the client was closed.
     """
     bare = call.request
+    if not isinstance(outcome, Answer):
+        _raise(client, outcome, bare)
+    body = body_of(whole(line))
     request = type(bare)(
         bare.method, bare.url, headers=bare.headers, content=body, extensions=bare.extensions
     )
     call = call._replace(request=request)
-    if not isinstance(outcome, Answer):
-        _raise(client, outcome, request)
     response = _response(client, call, outcome)
     response.elapsed = dt.timedelta(seconds=anyio.current_time() - started)
     if response.is_error:

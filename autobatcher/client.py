@@ -18,13 +18,11 @@ from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batc
 from autobatcher.answers import Call, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
-from autobatcher.core.jsonl import body_of
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
 from autobatcher.resources import Chat, Embeddings, Promise, Responses, unwinds
 from autobatcher.runtime.pool import HttpPool
-from autobatcher.runtime.spool import whole
 
 if TYPE_CHECKING:
     from openai._models import FinalRequestOptions
@@ -195,7 +193,7 @@ class Batching(openai.AsyncOpenAI):
             outcome = await collector.submit(entry)
         except OversizedError as error:
             raise RequestTooLargeError(str(error)) from None
-        return await to_result(self, call, body_of(whole(entry.line)), outcome, started)
+        return await to_result(self, call, entry.line, outcome, started)
 
     @property
     def _waits_outside(self) -> bool:

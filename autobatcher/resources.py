@@ -72,10 +72,9 @@ def _may_unwind(resource: Any, method: object) -> bool:
     )
 
 
-def _begun(start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """What the SDK's method returns without waiting: a promise, or the answer itself."""
+def _begun(call: Coroutine[Any, Any, Any], start: Callable[[], Any]) -> Any:
+    """What a call of the SDK's method returns without waiting: a promise, or the answer itself."""
     token = _unwinding.set(True)
-    call = start()
     try:
         call.send(None)
     except StopIteration as end:
@@ -111,9 +110,12 @@ def _outside(cls: type, name: str) -> Any:
     @_like(getattr(cls, name))
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         method = getattr(cls, name)
-        begun: Any = functools.partial(method, self, *args, **kwargs)
+        start: Any = functools.partial(method, self, *args, **kwargs)
         del args, kwargs
-        begun = _begun(begun) if _may_unwind(self, method) else begun()
+        begun = start()
+        if _may_unwind(self, method):
+            begun = _begun(begun, start)
+        del start
         return await _finished(begun)
 
     return call
@@ -126,10 +128,11 @@ class Completions(AsyncCompletions):
     def create(self, *args: Any, **kwargs: Any) -> Any:
         """As in the SDK, where it is no coroutine function either: the arguments are let go at the call."""
         start = functools.partial(super().create, *args, **kwargs)
+        call = start()
         if not _may_unwind(self, AsyncCompletions.create):
-            return start()
+            return call
         try:
-            begun = _begun(start)
+            begun = _begun(call, start)
         except Exception as error:  # noqa: BLE001 -- raised where the SDK raises it
             return _raised(error)
         return _finished(begun)
