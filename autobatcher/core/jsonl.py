@@ -108,7 +108,7 @@ def prompt_tokens(body: bytes) -> int:
     """The tokens of the prompt, as the body of an answer has them; 0 if it does not say."""
     try:
         usage = _meter.decode(body).usage
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # among them msgspec's own
         return 0
     return 0 if usage is None else max(usage.prompt_tokens, usage.input_tokens, 0)
 

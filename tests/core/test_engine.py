@@ -1,471 +1,644 @@
-"""The engine, driven with events and no runtime."""
+"""What a batch does when all goes well at the wire: its steps, its answers, its end."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from autobatcher.core.engine import (
-    Batch,
-    Call,
+from autobatcher.core.batch import Batch, Snapshot
+from autobatcher.core.lifecycle import MOVES, TERMINAL_STATUSES, Step
+from autobatcher.core.messages import (
     Create,
     Created,
-    Effect,
-    Engine,
     Fetch,
     Fetched,
     LinesRead,
     Poll,
     Polled,
-    Publish,
-    Report,
-    Settle,
-    Snapshot,
-    StepFailed,
     Upload,
     Uploaded,
-    Warn,
 )
-from autobatcher.core.lifecycle import MOVES, TERMINAL_STATUSES, BatchState
-from autobatcher.core.outcomes import (
-    Answer,
-    BatchProblem,
-    CallFailed,
-    Closed,
-    LineFailed,
-    Outcome,
-    Unanswered,
-)
-from autobatcher.core.window import Limits, Request
-from autobatcher.events import BatchSettled, BatchSubmitted
+from autobatcher.core.outcomes import BatchProblem, CallFailed, LineFailed, Trouble, Unanswered
+from autobatcher.core.retry import LINES, MAX_LOSSES, QUEUE, REREADS
+from autobatcher.core.window import Limits
+from autobatcher.events import BatchSettled, BatchSubmitted, LinesIgnored, RequestsResent
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from tests.core.conftest import Rig
 
 ENDPOINT = "/v1/chat/completions"
+DONE = Snapshot("b1", "completed", "out")
 
 
-def make(custom_id: str, model: str = "m") -> Request:
-    return Request(custom_id, ENDPOINT, model, f'{{"custom_id":"{custom_id}"}}\n'.encode(), reply=None)
+def step_of(batch: Batch) -> Step:
+    return batch.step  # a call, as type checkers take an attribute to stay what it was
 
 
-def answer_line(custom_id: str, status: int = 200) -> bytes:
-    response = {"status_code": status, "request_id": f"req-{custom_id}", "body": {"for": custom_id}}
-    return json.dumps({"custom_id": custom_id, "response": response, "error": None}).encode()
+# --- the straight line -----------------------------------------------------------------------------------------
 
 
-def answer(custom_id: str, status: int = 200) -> Answer:
-    return Answer(status, f"req-{custom_id}", json.dumps({"for": custom_id}).encode())
+def test_a_batch_goes_through_its_steps_to_answers(rig: Rig) -> None:
+    rig.ask("a", "b")
+    assert rig.engine.next_wakeup() == 1.0
+    assert rig.wake(0.99) == []
+    batch = rig.next(Upload).batch
+    assert rig.now == 1.0
+    assert list(batch.entries) == ["a", "b"]
+    assert rig.engine.next_wakeup() is None
 
+    rig.now = 2.0
+    rig.report(Uploaded(batch, "file-in"))
+    create = rig.next(Create)
+    assert (create.batch, create.file_id, rig.now) == (batch, "file-in", 2.0)
 
-def only(effects: list[Effect], kind: type[T]) -> T:
-    (effect,) = effects
-    assert isinstance(effect, kind)
-    return effect
+    rig.now = 3.0
+    rig.report(Created(batch, Snapshot("b1", "validating")))
+    assert rig.events == [BatchSubmitted("b1", ENDPOINT, "m", 2, 20)]
+    poll = rig.next(Poll)
+    assert (poll.batch, poll.batch_id, rig.now) == (batch, "b1", 8.0)
+    assert rig.engine.next_wakeup() is None
 
+    rig.now = 8.5
+    rig.report(Polled(batch, Snapshot("b1", "in_progress")))
+    assert rig.next(Poll).batch is batch
+    assert rig.now == 13.5
 
-def settled(effects: list[Effect]) -> dict[str, Outcome]:
-    pairs = [(effect.request.custom_id, effect.outcome) for effect in effects if isinstance(effect, Settle)]
-    assert len(dict(pairs)) == len(pairs), "a request is settled twice"
-    return dict(pairs)
+    rig.report(Polled(batch, Snapshot("b1", "completed", "out", "err")))
+    fetch = rig.next(Fetch)
+    assert (fetch.files, rig.now) == ((("out", 0), ("err", 0)), 13.5)
 
+    rig.read(batch, rig.line("b"))
+    assert rig.settled == {"b": rig.answer("b")}
+    rig.read(batch, rig.line("a", 422), file_id="err")
+    assert rig.settled == {"b": rig.answer("b"), "a": rig.answer("a", 422)}
 
-def published(effects: list[Effect]) -> list[object]:
-    return [effect.event for effect in effects if isinstance(effect, Publish)]
-
-
-def state_of(batch: Batch) -> BatchState:
-    return batch.state  # a call, as type checkers take an attribute to stay what it was
-
-
-def submit(engine: Engine, *custom_ids: str, model: str = "m", now: float = 0.0) -> Batch:
-    """A batch of these requests, about to be uploaded."""
-    for custom_id in custom_ids:
-        engine.accept(make(custom_id, model), now)
-    return only(engine.wake(now + engine.limits.seconds), Upload).batch
-
-
-def reach(engine: Engine, batch: Batch, state: BatchState, now: float = 1.0) -> float:
-    """Lead a batch that is about to be uploaded into a state; the time when it is there."""
-    if state is BatchState.UPLOADING:
-        return now
-    engine.handle(Uploaded(batch, "file"), now)
-    if state is BatchState.CREATING:
-        return now
-    engine.handle(Created(batch, Snapshot("b1", "validating")), now)
-    if state is BatchState.WAITING:
-        return now
-    assert batch.poll_at is not None
-    now = batch.poll_at
-    engine.wake(now)
-    if state is BatchState.FETCHING:
-        engine.handle(Polled(batch, Snapshot("b1", "completed", "out", "err")), now)
-    assert batch.state is state
-    return now
-
-
-def test_a_batch_goes_through_its_states_to_answers() -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    assert state_of(batch) is BatchState.UPLOADING
-    assert engine.next_wakeup() is None
-
-    create = only(engine.handle(Uploaded(batch, "file"), 2.0), Create)
-    assert (create.batch, create.file_id) == (batch, "file")
-    assert state_of(batch) is BatchState.CREATING
-
-    effects = engine.handle(Created(batch, Snapshot("b1", "validating")), 3.0)
-    assert published(effects) == [BatchSubmitted("b1", ENDPOINT, "m", 2, batch.size)]
-    assert state_of(batch) is BatchState.WAITING
-    assert engine.next_wakeup() == 8.0
-    assert engine.wake(7.9) == []
-
-    poll = only(engine.wake(8.0), Poll)
-    assert (poll.batch, poll.batch_id) == (batch, "b1")
-    assert state_of(batch) is BatchState.POLLING
-    assert engine.next_wakeup() is None
-
-    assert engine.handle(Polled(batch, Snapshot("b1", "in_progress")), 8.5) == []
-    assert state_of(batch) is BatchState.WAITING
-    assert engine.next_wakeup() == 13.5
-    only(engine.wake(13.5), Poll)
-
-    fetch = only(engine.handle(Polled(batch, Snapshot("b1", "completed", "out", "err")), 14.0), Fetch)
-    assert fetch.file_ids == ("out", "err")
-    assert state_of(batch) is BatchState.FETCHING
-
-    assert settled(engine.handle(LinesRead(batch, [answer_line("b")]), 14.5)) == {"b": answer("b")}
-    assert settled(engine.handle(LinesRead(batch, [answer_line("a", 429)]), 14.6)) == {"a": answer("a", 429)}
-
-    effects = engine.handle(Fetched(batch), 15.0)
-    assert settled(effects) == {}
-    assert published(effects) == [
-        BatchSettled("b1", ENDPOINT, "m", "completed", answered=1, failed=1, duration=14.0)
+    rig.now = 15.0
+    rig.report(Fetched(batch))
+    assert rig.events[1:] == [
+        BatchSettled("b1", ENDPOINT, "m", "completed", answered=1, failed=1, resent=0, duration=14.0)
     ]
-    assert state_of(batch) is BatchState.SETTLED
-    assert engine.batches == {}
-    assert engine.next_wakeup() is None
+    assert batch.step is Step.SETTLED
+    assert (rig.engine.batches, rig.engine.windows, rig.engine.next_wakeup()) == ({}, {}, None)
+    assert rig.wake(100_000) == []
 
 
-def test_one_batch_does_not_hold_up_another() -> None:
-    engine = Engine(Limits(requests=1))
-    slow = only(engine.accept(make("a"), 0.0)[1:], Upload).batch
-    quick = only(engine.accept(make("b"), 0.0)[1:], Upload).batch
-    other = only(engine.accept(make("c", "n"), 0.0)[1:], Upload).batch
-    reach(engine, other, BatchState.CREATING)
-    reach(engine, quick, BatchState.FETCHING)
-    assert settled(engine.handle(LinesRead(quick, [answer_line("b")]), 10.0)) == {"b": answer("b")}
-    engine.handle(Fetched(quick), 10.0)
-    assert (slow.state, other.state) == (BatchState.UPLOADING, BatchState.CREATING)
-    assert list(engine.batches.values()) == [slow, other]
-    assert settled(engine.handle(StepFailed(other, "no", passing=False), 11.0)) == {"c": CallFailed("no")}
-    only(engine.handle(Uploaded(slow, "file"), 12.0), Create)
+def test_one_batch_does_not_hold_up_another(rigs: type[Rig]) -> None:
+    rig = rigs(limits=Limits(requests=1))
+    rig.ask("slow")
+    slow = rig.next(Upload).batch
+    quick = rig.to(Step.FETCH, "quick").batch
+    other = rig.to(Step.CREATE, "other", model="n")
+    rig.read(quick, rig.line("quick"))
+    rig.report(Fetched(quick))
+    assert (slow.step, other.batch.step) == (Step.UPLOAD, Step.CREATE)
+    rig.fail(other, Trouble.REFUSED)
+    assert rig.settled == {"quick": rig.answer("quick"), "other": CallFailed("cause")}
+    assert list(rig.engine.batches.values()) == [slow]
+    rig.report(Uploaded(slow, "file"))
+    assert rig.next(Create).batch is slow
 
 
-def test_polls_come_further_apart_as_the_batch_ages() -> None:
-    engine = Engine()
-    batch = submit(engine, "a")
-    reach(engine, batch, BatchState.WAITING, now=0.0)
-    intervals = []
-    now = 0.0
-    while now < 86_400:
-        wakeup = engine.next_wakeup()
-        assert wakeup is not None
-        intervals.append(wakeup - now)
-        now = wakeup
-        only(engine.wake(now), Poll)
-        assert engine.handle(Polled(batch, Snapshot("b1", "in_progress")), now) == []
+def test_polls_come_further_apart_as_the_batch_ages(rig: Rig) -> None:
+    call = rig.to(Step.POLL, "a")
+    created = call.batch.created_at
+    times = [rig.now]
+    while rig.now - created < 86_400:
+        rig.report(Polled(call.batch, Snapshot("b1", "in_progress")))
+        rig.next(Poll)
+        times.append(rig.now)
+    intervals = [later - earlier for earlier, later in pairwise(times)]
     assert intervals[0] == 5
     assert intervals[-1] == pytest.approx(600)
     assert all(later >= earlier - 1e-6 for earlier, later in pairwise(intervals))
+    assert len(times) <= 400
 
 
 @pytest.mark.parametrize(
-    "status", ["validating", "in_progress", "finalizing", "cancelling", "never heard of"]
+    "status", ["validating", "in_progress", "finalizing", "cancelling", "never heard of", "COMPLETED"]
 )
-def test_a_status_that_may_still_change_means_poll_on(status: str) -> None:
-    engine = Engine()
-    batch = submit(engine, "a")
-    now = reach(engine, batch, BatchState.POLLING)
-    assert engine.handle(Polled(batch, Snapshot("b1", status, "out")), now) == []
-    assert state_of(batch) is BatchState.WAITING
-    assert engine.next_wakeup() == now + 5
-
-
-@pytest.mark.parametrize("status", sorted(TERMINAL_STATUSES))
-def test_an_end_without_files_answers_nobody(status: str) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    now = reach(engine, batch, BatchState.POLLING)
-    problems = (BatchProblem("invalid", "no", 1, "model"),)
-    effects = engine.handle(Polled(batch, Snapshot("b1", status, problems=problems)), now)
-    unanswered = Unanswered("b1", status, problems)
-    assert settled(effects) == {"a": unanswered, "b": unanswered}
-    assert published(effects) == [
-        BatchSettled("b1", ENDPOINT, "m", status, answered=0, failed=2, duration=now - 1)
-    ]
-    assert engine.batches == {}
+def test_a_status_that_may_still_change_means_poll_on(rig: Rig, status: str) -> None:
+    call = rig.to(Step.POLL, "a")
+    rig.report(Polled(call.batch, Snapshot("b1", status)))
+    assert rig.settled == {}
+    before = rig.now
+    rig.next(Poll)
+    assert rig.now == before + 5
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL_STATUSES))
 @pytest.mark.parametrize(
     ("output", "error", "files"),
-    [("out", None, ("out",)), (None, "err", ("err",)), ("out", "err", ("out", "err")), ("out", "", ("out",))],
+    [
+        pytest.param("out", None, ("out",), id="output"),
+        pytest.param(None, "err", ("err",), id="errors"),
+        pytest.param("out", "err", ("out", "err"), id="both"),
+        pytest.param("out", "", ("out",), id="empty id"),
+    ],
 )
-def test_an_end_with_files_answers_whom_they_name(
-    status: str, output: str | None, error: str | None, files: tuple[str, ...]
+def test_at_any_end_the_files_that_there_are_are_read(
+    rig: Rig, status: str, output: str | None, error: str | None, files: tuple[str, ...]
 ) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    now = reach(engine, batch, BatchState.POLLING)
-    fetch = only(engine.handle(Polled(batch, Snapshot("b1", status, output, error)), now), Fetch)
-    assert fetch.file_ids == files
-    assert settled(engine.handle(LinesRead(batch, [answer_line("a")]), now)) == {"a": answer("a")}
-    effects = engine.handle(Fetched(batch), now)
-    assert settled(effects) == {"b": Unanswered("b1", status, ())}
-    assert engine.batches == {}
+    batch = rig.to(Step.POLL, "a").batch
+    rig.report(Polled(batch, Snapshot("b1", status, output, error)))
+    assert rig.next(Fetch).files == tuple((file, 0) for file in files)
+    rig.read(batch, rig.line("a"))
+    rig.report(Fetched(batch))
+    assert rig.settled == {"a": rig.answer("a")}
+    assert rig.said(BatchSettled)[0].status == status
+    assert rig.engine.batches == {}
 
 
-def test_a_failed_line_names_the_batch() -> None:
-    engine = Engine()
-    batch = submit(engine, "a")
-    now = reach(engine, batch, BatchState.FETCHING)
-    line = b'{"custom_id":"a","response":null,"error":{"code":"c","message":"no"}}'
-    assert settled(engine.handle(LinesRead(batch, [line]), now)) == {"a": LineFailed("c", "no", "b1")}
-    (event,) = published(engine.handle(Fetched(batch), now))
-    assert isinstance(event, BatchSettled)
-    assert (event.answered, event.failed) == (0, 1)
+# --- files before the end --------------------------------------------------------------------------------------
+
+
+def test_results_that_are_shown_early_are_read_at_each_poll_from_the_line_on_that_is_next(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b", "c").batch
+    early = Snapshot("b1", "in_progress", "out")
+    rig.report(Polled(batch, early))
+    assert rig.next(Fetch).files == (("out", 0),)
+    rig.read(batch, rig.line("a"), resumes=True)
+    rig.report(Fetched(batch))
+    assert rig.settled == {"a": rig.answer("a")}
+    rig.polled(batch, early)
+    assert rig.next(Fetch).files == (("out", 1),)
+    rig.read(batch, rig.line("b"), resumes=True)
+    rig.report(Fetched(batch))
+    rig.polled(batch, Snapshot("b1", "completed", "final", "err"))
+    # the last reading is from the start, and of other files if the server names others
+    assert rig.next(Fetch).files == (("final", 0), ("err", 0))
+    rig.read(batch, rig.line("a"), rig.line("b"), rig.line("c"), file_id="final", resumes=True)
+    rig.report(Fetched(batch))
+    assert rig.settled == {name: rig.answer(name) for name in "abc"}
+    (settled,) = rig.said(BatchSettled)
+    assert (settled.answered, settled.failed, settled.resent) == (3, 0, 0)
+
+
+def test_the_last_reading_begins_at_the_first_line_of_the_same_file(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    rig.report(Polled(batch, Snapshot("b1", "in_progress", "out")))
+    rig.fetched(batch, rig.line("a"), resumes=True)
+    rig.polled(batch, DONE)
+    assert rig.next(Fetch).files == (("out", 0),)
+
+
+def test_where_a_file_cannot_be_read_from_a_line_on_it_is_read_at_the_end(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    rig.report(Polled(batch, Snapshot("b1", "in_progress", "out")))
+    rig.fetched(batch, rig.line("a"), resumes=False)
+    for _ in range(3):
+        rig.polled(batch, Snapshot("b1", "in_progress", "out"))
+    rig.polled(batch, DONE)
+    assert rig.next(Fetch).files == (("out", 0),)
+
+
+def test_an_early_file_without_lines_is_looked_at_again(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a").batch
+    for _ in range(3):
+        rig.report(Polled(batch, Snapshot("b1", "in_progress", "out")))
+        assert rig.next(Fetch).files == (("out", 0),)
+        rig.report(Fetched(batch))
+        rig.next(Poll)
+
+
+def test_a_batch_whose_lines_were_all_read_early_is_not_waited_for(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a").batch
+    rig.report(Polled(batch, Snapshot("b1", "in_progress", "out")))
+    rig.fetched(batch, rig.line("a"), resumes=True)
+    assert batch.step is Step.SETTLED
+    assert rig.wake(100_000) == []
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_file_that_broke_off_is_read_on_where_that_can_be_done(rig: Rig, *, resumes: bool) -> None:
+    call = rig.to(Step.FETCH, "a", "b", "c")
+    batch = call.batch
+    rig.read(batch, rig.line("a"), rig.line("b"), resumes=resumes)
+    rig.fail(call, Trouble.PASSING)
+    rig.polled(batch, Snapshot("b1", "completed", "out", "err"))
+    assert rig.next(Fetch).files == (("out", 2 if resumes else 0), ("err", 0))
+    rig.read(batch, rig.line("c"))
+    rig.report(Fetched(batch))
+    assert rig.settled == {name: rig.answer(name) for name in "abc"}
+
+
+def test_a_server_that_refuses_the_place_in_a_file_is_asked_for_all_of_it(rig: Rig) -> None:
+    call = rig.to(Step.FETCH, "a", "b")
+    rig.read(call.batch, rig.line("a"), resumes=True)
+    rig.fail(call, Trouble.REFUSED)
+    rig.polled(call.batch, DONE)
+    assert rig.next(Fetch).files == (("out", 0),)
+
+
+# --- lines -----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_line_names_the_batch(rig: Rig) -> None:
+    batch = rig.to(Step.FETCH, "a", "b").batch
+    rig.read(batch, rig.failed_line("a"), rig.failed_line("b", None))
+    assert rig.settled == {"a": LineFailed("c", "no", "b1"), "b": LineFailed(None, "no", "b1")}
+    rig.report(Fetched(batch))
+    (settled,) = rig.said(BatchSettled)
+    assert (settled.answered, settled.failed) == (0, 2)
 
 
 @pytest.mark.parametrize(
-    ("odd", "warnings"),
+    ("odd", "ignored"),
     [
-        pytest.param([answer_line("a", 500)], 0, id="doubled"),
-        pytest.param([answer_line("nobody")], 0, id="unknown"),
-        pytest.param([b"{", b"", b'{"custom_id":"b"}', b"\xff"], 4, id="malformed"),
+        pytest.param([b'{"custom_id":"a","response":{"status_code":500,"body":{}}}'], [], id="doubled"),
+        pytest.param(
+            [b'{"custom_id":"nobody","response":{"status_code":200,"body":{}}}'],
+            [LinesIgnored("b1", 1, "with an unknown custom_id")],
+            id="unknown",
+        ),
+        pytest.param(
+            [b"{", b"", b'{"custom_id":"b"}', b"\xff", b"[" * 100_000],
+            [LinesIgnored("b1", 5, "malformed")],
+            id="malformed",
+        ),
+        pytest.param(
+            [b'{"custom_id":"b","response":{"status_code":0,"body":{}},"error":null}'],
+            [LinesIgnored("b1", 1, "malformed")],
+            id="status 0",
+        ),
     ],
 )
-def test_odd_lines_affect_nobody(odd: list[bytes], warnings: int) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b", "c")
-    now = reach(engine, batch, BatchState.FETCHING)
-    lines = [answer_line("a"), *odd, answer_line("b")]
-    effects = engine.handle(LinesRead(batch, lines), now)
-    assert settled(effects) == {"a": answer("a"), "b": answer("b")}
-    warned = [effect.message for effect in effects if isinstance(effect, Warn)]
-    assert len(warned) == warnings
-    assert all("b1" in message for message in warned)
-    assert settled(engine.handle(LinesRead(batch, odd), now)) == {}
-    assert settled(engine.handle(Fetched(batch), now)) == {"c": Unanswered("b1", "completed", ())}
+def test_odd_lines_affect_nobody(rig: Rig, odd: list[bytes], ignored: list[LinesIgnored]) -> None:
+    batch = rig.to(Step.FETCH, "a", "b", "c").batch
+    rig.read(batch, rig.line("a"), *odd, rig.line("b"))
+    assert rig.settled == {"a": rig.answer("a"), "b": rig.answer("b")}
+    assert rig.said(LinesIgnored) == ignored
+    rig.read(batch, *odd)
+    assert rig.settled.keys() == {"a", "b"}
+    assert list(batch.requests) == [rig.requests["c"]]
 
 
-def test_a_line_of_another_batch_affects_neither() -> None:
-    engine = Engine()
-    batch, other = submit(engine, "a"), submit(engine, "b", model="n")
-    now = reach(engine, batch, BatchState.FETCHING)
-    assert engine.handle(LinesRead(batch, [answer_line("b")]), now) == []
-    assert list(other.requests) == ["b"]
+def test_a_line_of_another_batch_affects_neither(rig: Rig) -> None:
+    other = rig.to(Step.POLL, "b", model="n").batch
+    batch = rig.to(Step.FETCH, "a").batch
+    rig.read(batch, rig.line("b"))
+    assert rig.settled == {}
+    assert list(other.requests) == [rig.requests["b"]]
+    assert rig.said(LinesIgnored) == [LinesIgnored("b1", 1, "with an unknown custom_id")]
 
 
-@pytest.mark.parametrize("state", [BatchState.POLLING, BatchState.FETCHING])
-def test_a_failure_that_passes_makes_a_batch_wait_and_poll_again(state: BatchState) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    now = reach(engine, batch, state)
-    if state is BatchState.FETCHING:
-        assert settled(engine.handle(LinesRead(batch, [answer_line("a")]), now)) == {"a": answer("a")}
-    assert engine.handle(StepFailed(batch, "503", passing=True), now) == []
-    assert state_of(batch) is BatchState.WAITING
-    assert engine.next_wakeup() == now + 5
-    only(engine.wake(now + 5), Poll)
-    only(engine.handle(Polled(batch, Snapshot("b1", "completed", "out")), now + 5), Fetch)
-    expected = {"a": answer("a"), "b": answer("b")}
-    if state is BatchState.FETCHING:  # read before
-        del expected["a"]
-    lines = [answer_line("a"), answer_line("b")]
-    assert settled(engine.handle(LinesRead(batch, lines), now + 6)) == expected
-    (event,) = published(engine.handle(Fetched(batch), now + 6))
-    assert isinstance(event, BatchSettled)
-    assert (event.answered, event.failed) == (2, 0)
-
-
-@pytest.mark.parametrize(
-    ("state", "passing", "batch_id", "status"),
-    [
-        (BatchState.UPLOADING, False, None, "not submitted"),
-        (BatchState.UPLOADING, True, None, "not submitted"),
-        (BatchState.CREATING, False, None, "not submitted"),
-        (BatchState.CREATING, True, None, "not submitted"),
-        (BatchState.POLLING, False, "b1", "validating"),
-        (BatchState.FETCHING, False, "b1", "completed"),
-    ],
-)
-def test_a_failure_that_stays_fails_every_call(
-    state: BatchState, *, passing: bool, batch_id: str | None, status: str
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 599])
+def test_an_answer_that_may_pass_sends_its_request_again_as_often_as_it_allows(
+    rig: Rig, status: int
 ) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    now = reach(engine, batch, state)
-    cause = object()
-    effects = engine.handle(StepFailed(batch, cause, passing=passing), now)
-    assert settled(effects) == {"a": CallFailed(cause), "b": CallFailed(cause)}
-    assert published(effects) == [
-        BatchSettled(batch_id, ENDPOINT, "m", status, answered=0, failed=2, duration=now - 1)
-    ]
-    assert engine.batches == {}
-    assert engine.next_wakeup() is None
+    batch = rig.to(Step.FETCH, "a", "b", retries_left=2).batch
+    for resent in (1, 2):
+        rig.read(batch, rig.line("b") if resent == 1 else b"", rig.line("a", status))
+        assert "a" not in rig.settled
+        rig.report(Fetched(batch))
+        settled = rig.said(BatchSettled)[-1]
+        assert (settled.answered, settled.failed, settled.resent) == (2 - resent, 0, 1)
+        assert rig.said(RequestsResent)[-1] == RequestsResent(
+            "b1", 1, "their lines hold errors that may pass"
+        )
+        before = rig.now
+        batch = rig.to(Step.FETCH).batch  # of what is sent again
+        assert list(batch.requests) == [rig.requests["a"]]
+        assert batch.closed_at - before == LINES.delay(resent, 0.0) == 2 * resent
+    rig.read(batch, rig.line("a", status))
+    assert rig.settled == {"b": rig.answer("b"), "a": rig.answer("a", status)}
+    rig.report(Fetched(batch))
+    assert rig.engine.next_wakeup() is None
 
 
-@pytest.mark.parametrize("state", [state for state in BatchState if state is not BatchState.SETTLED])
-def test_close_settles_everybody_once(state: BatchState) -> None:
-    engine = Engine()
-    batch = submit(engine, "a", "b")
-    now = reach(engine, batch, state)
-    batch_id = None if state in (BatchState.UPLOADING, BatchState.CREATING) else "b1"
-    engine.accept(make("c"), now)
-    assert settled(engine.close(now)) == {"a": Closed(batch_id), "b": Closed(batch_id), "c": Closed(None)}
-    assert (engine.windows, engine.batches, engine.next_wakeup()) == ({}, {}, None)
-    assert engine.close(now) == []
-    late: list[Report] = [
-        Uploaded(batch, "file"),
-        Created(batch, Snapshot("b1", "validating")),
-        Polled(batch, Snapshot("b1", "completed", "out")),
-        LinesRead(batch, [answer_line("a")]),
-        Fetched(batch),
-        StepFailed(batch, "no", passing=True),
-        StepFailed(batch, "no", passing=False),
-    ]
-    assert [effect for report in late for effect in engine.handle(report, now)] == []
-    assert engine.wake(now + 1000) == []
+@pytest.mark.parametrize("status", [200, 201, 299, 301, 400, 401, 403, 404, 422, 499])
+def test_any_other_answer_is_the_callers_at_once(rig: Rig, status: int) -> None:
+    batch = rig.to(Step.FETCH, "a", retries_left=2).batch
+    rig.read(batch, rig.line("a", status))
+    assert rig.settled == {"a": rig.answer("a", status)}
+    rig.report(Fetched(batch))
+    (settled,) = rig.said(BatchSettled)
+    assert (settled.answered, settled.failed) == ((1, 0) if status < 400 else (0, 1))
 
 
-def test_a_request_abandoned_in_its_window_is_not_sent() -> None:
-    engine = Engine()
-    gone = make("a")
-    engine.accept(gone, 0.0)
-    engine.accept(make("b"), 0.0)
-    engine.abandon(gone)
-    batch = only(engine.wake(1.0), Upload).batch
-    assert list(batch.requests) == ["b"]
-    assert batch.size == len(make("b").line)
+def test_requests_that_go_again_gather_apart_from_new_ones(rig: Rig) -> None:
+    batch = rig.to(Step.FETCH, "a", "b", retries_left=5).batch
+    rig.read(batch, rig.line("a", 500), rig.line("b", 429))
+    rig.report(Fetched(batch))
+    rig.ask("new")
+    first, second = rig.next(Upload).batch, rig.next(Upload).batch
+    assert [list(first.entries), list(second.entries)] == [["new"], ["a", "b"]]
 
 
-def test_a_window_that_everybody_left_makes_no_batch() -> None:
-    engine = Engine()
-    gone = make("a")
-    engine.accept(gone, 0.0)
-    engine.abandon(gone)
-    assert engine.wake(1.0) == []
-    assert (engine.windows, engine.batches) == ({}, {})
+def test_a_full_window_of_requests_that_go_again_waits_its_time_too(rigs: type[Rig]) -> None:
+    rig = rigs(limits=Limits(requests=2))
+    batch = rig.to(Step.FETCH, "a", "b", retries_left=5).batch
+    rig.read(batch, rig.line("a", 500), rig.line("b", 500))
+    rig.report(Fetched(batch))
+    assert rig.engine.windows == {}
+    before = rig.now
+    assert list(rig.next(Upload).batch.entries) == ["a", "b"]
+    assert rig.now == before + 2
 
 
-def test_a_request_abandoned_on_its_way_holds_up_nobody() -> None:
-    engine = Engine()
-    gone = make("a")
-    engine.accept(gone, 0.0)
-    batch = submit(engine, "b")
-    engine.abandon(gone)
-    engine.accept(make("c"), 1.0)
-    engine.abandon(gone)
-    assert [list(window.requests) for window in engine.windows.values()] == [["c"]]
-    now = reach(engine, batch, BatchState.FETCHING)
-    effects = engine.handle(LinesRead(batch, [answer_line("a"), answer_line("b")]), now)
-    assert settled(effects) == {"a": answer("a"), "b": answer("b")}
+def test_spread_shortens_the_wait_by_up_to_half(rigs: type[Rig]) -> None:
+    rig = rigs(spread=1.0)
+    batch = rig.to(Step.FETCH, "a", retries_left=5).batch
+    rig.read(batch, rig.line("a", 500))
+    rig.report(Fetched(batch))
+    before = rig.now
+    rig.next(Upload)
+    assert rig.now == before + 1
 
 
-def test_every_state_is_in_the_table_and_a_move_outside_it_is_a_defect() -> None:
-    assert set(MOVES) == set(BatchState)
-    batch = submit(Engine(), "a")
-    with pytest.raises(AssertionError, match=r"does not go from .*UPLOADING to .*POLLING"):
-        batch.move(BatchState.POLLING)
+# --- what an end leaves unanswered -----------------------------------------------------------------------------
 
 
-STATUSES = ["validating", "in_progress", *sorted(TERMINAL_STATUSES)]
+@pytest.mark.parametrize("status", ["completed", "expired"])
+@pytest.mark.parametrize("output", [None, "out"])
+def test_what_has_no_line_is_looked_for_again_and_then_sent_again(
+    rig: Rig, status: str, output: str | None
+) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    last = Snapshot("b1", status, output)
+    times = [rig.now]
+    for look in range(REREADS + 1):
+        if look:
+            rig.next(Poll)
+            times.append(rig.now)
+        rig.report(Polled(batch, last))
+        if output is not None:
+            assert rig.next(Fetch).files == (("out", 0),)
+            rig.read(batch, rig.line("b"))
+            rig.report(Fetched(batch))
+    waits = [later - earlier for earlier, later in pairwise(times)]
+    assert waits == [5, 10, 20, 40, 60, 60]
+    assert rig.settled == ({} if output is None else {"b": rig.answer("b")})
+    left = 2 if output is None else 1
+    reason = f"the batch is {status} and holds no lines for them"
+    assert rig.said(RequestsResent) == [RequestsResent("b1", left, reason)]
+    (settled,) = rig.said(BatchSettled)
+    assert (settled.answered, settled.failed, settled.resent) == (2 - left, 0, left)
+    before = rig.now
+    assert len(rig.next(Upload).batch.entries) == left
+    assert rig.now == before + LINES.delay(1, 0.0)
 
 
-class World:
-    """A server and callers that do anything at any time; counts what becomes of each request."""
-
-    def __init__(self) -> None:
-        self.engine = Engine(Limits(requests=3, seconds=1.0, size=100, weight=5))
-        self.now = 0.0
-        self.requests: list[Request] = []
-        self.left: set[str] = set()
-        self.calls: list[Call] = []
-        self.settled: Counter[str] = Counter()
-
-    def note(self, effects: list[Effect]) -> None:
-        self.calls += [effect for effect in effects if isinstance(effect, (Upload, Create, Poll, Fetch))]
-        self.settled.update(effect.request.custom_id for effect in effects if isinstance(effect, Settle))
-
-    def accept(self, data: st.DataObject) -> None:
-        request = make(f"r{len(self.requests)}", data.draw(st.sampled_from(["m", "n"])))
-        request.weight = data.draw(st.integers(1, 5))
-        self.requests.append(request)
-        self.note(self.engine.accept(request, self.now))
-
-    def abandon(self, data: st.DataObject) -> None:
-        if self.requests:
-            request = data.draw(st.sampled_from(self.requests))
-            if any(request.custom_id in window.requests for window in self.engine.windows.values()):
-                self.left.add(request.custom_id)
-            self.engine.abandon(request)
-
-    def wake(self, data: st.DataObject) -> None:
-        self.now += data.draw(st.sampled_from([0.0, 0.5, 5.0, 600.0]))
-        self.note(self.engine.wake(self.now))
-
-    def report(self, data: st.DataObject) -> None:
-        if self.calls:
-            call = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
-            for report in self.reports_on(call, data):
-                self.note(self.engine.handle(report, self.now))
-
-    def reports_on(self, call: Call, data: st.DataObject) -> list[Report]:
-        batch = call.batch
-        reports: list[Report] = []
-        if isinstance(call, Fetch):
-            known = [request.custom_id for request in self.requests]
-            lines = st.sampled_from([*known, "nobody"]).map(answer_line) | st.binary(max_size=4)
-            reports.append(LinesRead(batch, data.draw(st.lists(lines, max_size=8))))
-        if data.draw(st.integers(0, 3)) == 0:
-            return [*reports, StepFailed(batch, "no", passing=data.draw(st.booleans()))]
-        name = f"b{id(batch)}"
-        match call:
-            case Upload():
-                reports.append(Uploaded(batch, "file"))
-            case Create():
-                reports.append(Created(batch, Snapshot(name, "validating")))
-            case Poll():
-                file_ids = st.sampled_from([None, "file"])
-                status = data.draw(st.sampled_from(STATUSES))
-                reports.append(
-                    Polled(batch, Snapshot(name, status, data.draw(file_ids), data.draw(file_ids)))
-                )
-            case Fetch():
-                reports.append(Fetched(batch))
-        return reports
+def test_a_late_file_is_found_while_its_batch_is_looked_at_again(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    rig.report(Polled(batch, Snapshot("b1", "completed")))
+    rig.polled(batch, Snapshot("b1", "completed", None, "err"))
+    rig.fetched(batch, rig.line("b", 400), file_id="err")
+    rig.polled(batch, Snapshot("b1", "completed", "out", "err"))
+    assert rig.next(Fetch).files == (("out", 0), ("err", 0))
+    rig.read(batch, rig.line("a"))
+    rig.read(batch, rig.line("b", 400), file_id="err")
+    rig.report(Fetched(batch))
+    assert rig.settled == {"a": rig.answer("a"), "b": rig.answer("b", 400)}
+    assert rig.said(RequestsResent) == []
 
 
-@given(st.data())
-def test_whatever_happens_each_request_is_settled_once(data: st.DataObject) -> None:
-    world = World()
-    steps = st.sampled_from(
-        [world.accept, world.accept, world.wake, world.report, world.report, world.abandon]
+def test_a_request_is_sent_again_only_so_often_when_its_batches_leave_it_unanswered(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a").batch
+    for losses in range(1, MAX_LOSSES + 2):
+        rig.report(Polled(batch, DONE))
+        rig.fetched(batch)
+        rig.refetched(batch, REREADS)
+        if losses <= MAX_LOSSES:
+            assert rig.settled == {}
+            batch = rig.to(Step.POLL).batch
+    assert rig.settled == {"a": Unanswered("b1", "completed", ())}
+    (last,) = rig.said(BatchSettled)[-1:]
+    assert (last.failed, last.resent) == (1, 0)
+    assert rig.engine.next_wakeup() is None
+
+
+def test_a_line_of_an_expired_batch_sends_its_request_again(rig: Rig) -> None:
+    batch = rig.to(Step.FETCH, "a", "b").batch
+    for _ in range(MAX_LOSSES):
+        rig.read(batch, rig.failed_line("a", "batch_expired"), rig.line("b"))
+        rig.report(Fetched(batch))
+        assert "a" not in rig.settled
+        batch = rig.to(Step.FETCH).batch
+    rig.read(batch, rig.failed_line("a", "batch_expired", "late"))
+    assert rig.settled["a"] == LineFailed("batch_expired", "late", "b1")
+    assert rig.requests["a"].sent == MAX_LOSSES
+
+
+def test_a_batch_that_others_cancelled_answers_what_it_has_and_fails_the_rest(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    last = Snapshot("b1", "cancelled", "out", problems=(BatchProblem("c", "m"),))
+    rig.report(Polled(batch, last))
+    rig.fetched(batch, rig.line("a"))
+    rig.refetched(batch, REREADS, rig.line("a"))
+    assert rig.settled == {"a": rig.answer("a"), "b": Unanswered("b1", "cancelled", last.problems)}
+    assert rig.said(RequestsResent) == []
+
+
+# --- a batch fails as a whole ----------------------------------------------------------------------------------
+
+
+def failed_for(*problems: BatchProblem, output: str | None = None) -> Snapshot:
+    return Snapshot("b1", "failed", output, problems=problems)
+
+
+def test_only_the_callers_of_named_lines_get_the_error(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b", "c", "d").batch
+    problems = (
+        BatchProblem("bad", "no good", 2),
+        BatchProblem("worse", None, 4),
+        BatchProblem("bad", "again", 2),
+        BatchProblem("bad", "there is no such line", 5),
+        BatchProblem("bad", "nor this", 0),
+        BatchProblem("bad", "which?", None),
     )
-    for step in data.draw(st.lists(steps, max_size=40)):
-        step(data)
-        assert all(count == 1 for count in world.settled.values())
-    world.note(world.engine.close(world.now))
-    expected = {request.custom_id for request in world.requests} - world.left
-    assert world.settled == dict.fromkeys(expected, 1)
-    while world.calls:  # late reports change nothing
-        world.report(data)
-    world.note(world.engine.wake(world.now + 10_000))
-    assert world.settled == dict.fromkeys(expected, 1)
-    assert (world.engine.windows, world.engine.batches) == ({}, {})
+    rig.report(Polled(batch, failed_for(*problems)))
+    assert rig.settled == {
+        "b": LineFailed("bad", "no good", "b1"),
+        "d": LineFailed("worse", "the server does not take this line", "b1"),
+    }
+    assert rig.said(RequestsResent) == [RequestsResent("b1", 2, "the batch failed for other lines")]
+    before = rig.now
+    again = rig.next(Upload).batch
+    assert (list(again.entries), rig.now) == (["a", "c"], before)
+    assert [rig.requests[name].sent for name in "ac"] == [1, 1]
+
+
+def test_lines_are_counted_as_in_the_file_though_callers_have_left(rig: Rig) -> None:
+    rig.ask("gone before", "a", "left", "b", "c")
+    rig.leave("gone before")
+    batch = rig.to(Step.POLL).batch
+    rig.leave("left")
+    rig.report(Polled(batch, failed_for(BatchProblem("bad", "no", 3))))  # of a, left, b, c
+    assert rig.settled == {"b": LineFailed("bad", "no", "b1")}
+    assert list(rig.next(Upload).batch.entries) == ["a", "c"]
+
+
+def test_lines_are_counted_as_in_the_last_of_several_uploads(rig: Rig) -> None:
+    call = rig.to(Step.UPLOAD, "a", "b", "c")
+    rig.leave("a")
+    rig.fail(call, Trouble.PASSING)
+    batch = rig.to(Step.POLL).batch
+    assert batch is call.batch
+    rig.report(Polled(batch, failed_for(BatchProblem("bad", "no", 1))))
+    assert rig.settled == {"b": LineFailed("bad", "no", "b1")}
+
+
+def test_answers_of_a_failed_batch_reach_their_callers(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b", "c").batch
+    rig.report(Polled(batch, failed_for(BatchProblem("bad", "no", 1), output="out")))
+    rig.fetched(batch, rig.line("a"))
+    assert rig.settled == {"a": rig.answer("a")}  # and what it named was answered all the same
+    assert list(rig.next(Upload).batch.entries) == ["b", "c"]
+
+
+@pytest.mark.parametrize("code", ["server_error", "Internal_Error"])
+def test_a_passing_failure_sends_the_requests_again_and_not_for_ever(rig: Rig, code: str) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    failed = failed_for(BatchProblem(code, "sorry"))
+    for sent in range(1, MAX_LOSSES + 1):
+        rig.report(Polled(batch, failed))
+        assert rig.settled == {}
+        assert rig.said(RequestsResent)[-1] == RequestsResent("b1", 2, "the batch failed at the server")
+        before = rig.now
+        batch = rig.to(Step.POLL).batch
+        assert batch.closed_at == before + LINES.delay(sent, 0.0)
+    rig.report(Polled(batch, failed))
+    unanswered = Unanswered("b1", "failed", failed.problems)
+    assert rig.settled == {"a": unanswered, "b": unanswered}
+
+
+@pytest.mark.parametrize(
+    "problems",
+    [
+        pytest.param((), id="none"),
+        pytest.param((BatchProblem("model_not_found", "no such model", 1),), id="of all lines"),
+        pytest.param((BatchProblem(None, None),), id="nothing said"),
+        pytest.param((BatchProblem("bad", "no", 3),), id="no such line"),
+    ],
+)
+def test_any_other_failure_is_told_to_every_caller(rig: Rig, problems: tuple[BatchProblem, ...]) -> None:
+    batch = rig.to(Step.POLL, "a", "b").batch
+    rig.report(Polled(batch, failed_for(*problems)))
+    unanswered = Unanswered("b1", "failed", problems)
+    assert rig.settled == {"a": unanswered, "b": unanswered}
+    assert rig.said(BatchSettled) == [
+        BatchSettled("b1", ENDPOINT, "m", "failed", answered=0, failed=2, resent=0, duration=rig.now - 1)
+    ]
+    assert rig.engine.next_wakeup() is None
+
+
+FULL = failed_for(BatchProblem("token_limit_exceeded", "full"))
+
+
+def test_a_batch_that_alone_is_over_the_queues_limit_is_split_until_its_parts_are_taken(rig: Rig) -> None:
+    batch = rig.to(Step.POLL, "a", "b", "c").batch
+    rig.report(Polled(batch, FULL))
+    assert rig.settled == {}
+    assert rig.said(RequestsResent) == [RequestsResent("b1", 3, "the server's queue is full")]
+    before = rig.now
+    first = rig.next(Upload).batch
+    assert (list(first.entries), rig.now - before) == (["a", "b"], QUEUE.first)
+    # the other part does not try before this one has been taken in
+    rig.report(Uploaded(first, "file"))
+    rig.next(Create)
+    rig.report(Created(first, Snapshot("b2", "validating")))
+    rig.polled(first, Snapshot("b2", "validating"))
+    rig.polled(first, Snapshot("b2", "in_progress"))
+    second = rig.next(Upload).batch
+    assert list(second.entries) == ["c"]
+    # which finds the queue full, with the other in it: it waits for that
+    rig.report(Uploaded(second, "file-2"))
+    create, poll = rig.next_calls() + rig.next_calls()
+    assert isinstance(create, Create)
+    assert isinstance(poll, Poll)
+    rig.report(Created(second, Snapshot("b3", "validating")))
+    assert rig.next(Poll).batch is second
+    rig.report(Polled(second, FULL))
+    rig.report(Polled(first, Snapshot("b2", "completed", "out")))
+    assert rig.next(Fetch).batch is first
+    rig.read(first, rig.line("a"), rig.line("b"))
+    before = rig.now
+    rig.report(Fetched(first))
+    third = rig.next(Upload).batch
+    assert (list(third.entries), rig.now) == (["c"], before)
+    assert rig.settled.keys() == {"a", "b"}
+
+
+def test_a_single_request_waits_ever_longer_for_a_full_queue_and_gives_up_when_patience_ends(
+    rigs: type[Rig],
+) -> None:
+    rig = rigs(patience=20_000)
+    batch = rig.to(Step.POLL, "a").batch
+    waits = []
+    while True:
+        rig.report(Polled(batch, FULL))
+        if rig.settled:
+            break
+        before = rig.now
+        rig.next(Upload)
+        waits.append(rig.now - before)
+        batch = next(iter(rig.engine.batches.values()))
+        rig.report(Uploaded(batch, "file"))
+        rig.next(Create)
+        rig.report(Created(batch, Snapshot("b1", "validating")))
+        rig.next(Poll)
+    assert waits[:8] == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert 20_000 < rig.now < 25_000
+    assert rig.settled == {"a": Unanswered("b1", "failed", FULL.problems)}
+
+
+def test_patience_with_a_full_queue_begins_anew_after_it_took_something(rigs: type[Rig]) -> None:
+    rig = rigs(patience=20_000)
+    rig.report(Polled(rig.to(Step.POLL, "a").batch, FULL))
+    batch = rig.to(Step.POLL).batch
+    rig.report(Polled(batch, DONE))
+    rig.fetched(batch, rig.line("a"))
+    rig.wake(100_000)  # nobody asks for a long time
+    rig.report(Polled(rig.to(Step.POLL, "b").batch, FULL))
+    assert "b" not in rig.settled
+    assert list(rig.next(Upload).batch.entries) == ["b"]
+
+
+def test_a_full_queue_of_one_model_holds_up_no_other(rig: Rig) -> None:
+    rig.report(Polled(rig.to(Step.POLL, "a").batch, FULL))
+    before = rig.now
+    rig.ask("b", model="n")
+    assert list(rig.next(Upload).batch.entries) == ["b"]
+    assert rig.now == before + 1
+
+
+# --- the table of moves ----------------------------------------------------------------------------------------
+
+
+def test_every_step_is_in_the_table_and_a_move_outside_it_is_a_defect(rig: Rig) -> None:
+    assert set(MOVES) == set(Step)
+    batch = rig.to(Step.UPLOAD, "a").batch
+    with pytest.raises(AssertionError, match=r"does not go from .*UPLOAD to .*POLL"):
+        batch.move(Step.POLL)
+
+
+@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("other", Step)
+def test_a_batch_moves_as_the_table_says(rig: Rig, step: Step, other: Step) -> None:
+    batch = rig.to(Step.UPLOAD, "a").batch
+    batch.step = step
+    if other in MOVES[step]:
+        batch.move(other)
+        assert step_of(batch) is other
+    else:
+        with pytest.raises(AssertionError, match="does not go"):
+            batch.move(other)
+        assert step_of(batch) is step
+
+
+def test_a_report_that_does_not_belong_to_the_step_is_a_defect(rig: Rig) -> None:
+    call = rig.to(Step.UPLOAD, "a")
+    with pytest.raises(AssertionError, match="does not go"):
+        rig.report(Created(call.batch, Snapshot("b1", "validating")))
+
+
+def test_lines_for_a_settled_batch_change_nothing(rig: Rig) -> None:
+    batch = rig.to(Step.FETCH, "a").batch
+    rig.read(batch, rig.line("a"))
+    rig.report(Fetched(batch))
+    said = list(rig.events)
+    rig.report(LinesRead(batch, "out", [rig.line("a")], 1))
+    rig.report(Polled(batch, DONE))
+    assert rig.events == said

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autobatcher.core.jsonl import MalformedLineError, decode_line, encode_line
+from autobatcher.core.jsonl import MalformedLineError, body_of, decode_line, encode_line, prompt_tokens
 from autobatcher.core.outcomes import Answer, LineFailed
 
 SEPARATORS = "\u0085\u2028\u2029"
@@ -147,3 +147,100 @@ def test_arbitrary_objects_raise_nothing_else(fields: dict[str, object]) -> None
 def test_nesting_beyond_every_stack_is_malformed(key: bytes) -> None:
     with pytest.raises(MalformedLineError):
         decode_line(b'{"custom_id":"a",' + key + b"[" * 100_000)
+
+
+# --- the body of a line ----------------------------------------------------------------------------------------
+
+
+@given(json_values)
+def test_the_body_of_a_line_is_the_one_that_it_was_made_of(body: object) -> None:
+    found = body_of(encode_line("a", "/v1/responses", encoded(body)))
+    assert json.loads(found) == body
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', b"{}", b'{"x":",\\"body\\":"}', b'{"body":{"body":1}}'])
+def test_the_body_of_a_line_has_the_same_bytes(body: bytes) -> None:
+    assert body_of(encode_line("body-1", "/v1/embeddings", body)) == body
+
+
+# --- usage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"usage": {"prompt_tokens": 7, "completion_tokens": 9}}, 7),
+        ({"usage": {"input_tokens": 8, "output_tokens": 9}}, 8),
+        ({"usage": {"prompt_tokens": 7, "input_tokens": 8}}, 8),
+        ({"usage": {"prompt_tokens": -7}}, 0),
+        ({"usage": {"prompt_tokens": "7"}}, 0),
+        ({"usage": {"prompt_tokens": None}}, 0),
+        ({"usage": {"prompt_tokens": 7.5}}, 0),
+        ({"usage": {}}, 0),
+        ({"usage": None}, 0),
+        ({"usage": 7}, 0),
+        ({}, 0),
+        ([], 0),
+        ("a page", 0),
+        (None, 0),
+    ],
+)
+def test_the_tokens_of_a_prompt_as_an_answer_tells_them(body: object, tokens: int) -> None:
+    assert prompt_tokens(encoded(body)) == tokens
+
+
+@given(st.binary() | json_values.map(encoded) | st.fixed_dictionaries({"usage": json_values}).map(encoded))
+@example(b"")
+@example(b"{")
+@example(b'{"usage":' + b"[" * 100_000)
+@example(b"[" * 100_000)
+@example(b'{"x":' + b"[" * 100_000)
+@example(b'{"usage":{"prompt_tokens":1e999}}')
+@example(b'{"usage":{"prompt_tokens":' + b"9" * 5_000 + b"}}")
+@example(b'{"usage":{"prompt_tokens":NaN}}')
+@example(b'{"x":"\\ud83d","usage":{"prompt_tokens":1}}')
+def test_any_body_has_a_number_of_tokens(body: bytes) -> None:
+    assert prompt_tokens(body) >= 0
+
+
+# --- lines that went wrong -------------------------------------------------------------------------------------
+
+GOOD = [
+    result(response={"status_code": 200, "request_id": "q", "body": {"text": "é\u2028", "n": 1.5}}, error=None),
+    result(response=None, error={"code": "c", "message": "m"}),
+    b'{"custom_id":"a","response":{"status_code":200,"request_id":"q","body":{"x":NaN,"s":"\\ud83d"}}}',
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A line in which some bytes are gone, doubled, others, or strange numbers and nesting."""
+    line = draw(st.sampled_from(GOOD))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(line)))
+        to = draw(st.integers(at, min(len(line), at + 8)))
+        new = draw(
+            st.binary(max_size=4)
+            | st.just(line[at:to] * 2)
+            | st.sampled_from([b"{", b"}", b"[" * 2_000, b'"', b"\\u", b"1e999", b"NaN", b"9" * 5_000, b"\xed\xa0"])
+        )
+        line = line[:at] + new + line[to:]
+    return line
+
+
+@given(mutated() | st.binary(max_size=60))
+@example(b'{"custom_id":"a","response":{"status_code":' + b"9" * 5_000 + b"}}")
+@example(b'{"custom_id":"a","response":{"status_code":1e999,"body":NaN}}')
+@example(b'{"custom_id":"a","x":NaN,"response":{"status_code":200,"body":"\xff"}}')
+@example(b'{"custom_id":"\\ud83d","error":{"message":"m"}}')
+@example(b'\xff\xfe{\x00}\x00')
+@example(b"\xef\xbb\xbf{}")
+def test_a_mutated_line_raises_nothing_but_its_own_error(line: bytes) -> None:
+    decodes_or_is_malformed(line)
+
+
+def test_a_body_that_only_the_json_module_reads_is_an_answer() -> None:
+    custom_id, outcome = decode_line(GOOD[2])
+    assert custom_id == "a"
+    assert isinstance(outcome, Answer)
+    assert json.loads(outcome.body)["s"] == "\ud83d"
