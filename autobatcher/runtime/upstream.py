@@ -6,7 +6,6 @@ Each call goes out once: whether and when it is repeated is the engine's decisio
 from __future__ import annotations
 
 import email.utils
-import json
 import math
 import re
 import time
@@ -206,7 +205,9 @@ def translated(error: Exception) -> UpstreamError:
         case openai.APIConnectionError():
             unsent = type(error.__cause__).__name__ in _UNSENT
             trouble = Trouble.BUSY if unsent else Trouble.PASSING
-        case OddAnswerError() | openai.APIResponseValidationError() | json.JSONDecodeError():
+        case OddAnswerError() | openai.APIResponseValidationError():
+            trouble = Trouble.ODD
+        case AttributeError() | TypeError() | ValueError():  # the SDK's, over JSON of an unexpected form
             trouble = Trouble.ODD
         case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
             trouble = Trouble.PASSING
