@@ -16,6 +16,9 @@ BYTES_PER_TOKEN = 4.0
 Source: https://help.openai.com/en/articles/4936856-what-are-tokens-and-how-to-count-them
 """
 
+UNDECIDED = UNVALIDATED_STATUSES | {"failed"}
+"""Statuses in which a batch is no sign that the server's queue has room; of the last, the reason is yet to be judged."""
+
 _PRIOR_BYTES = 4000.0
 """How much text the first guess counts for, beside what was measured."""
 
@@ -75,7 +78,7 @@ class Admission:
                 continue
             active += 1
             tokens[batch.model] += batch.tokens  # type: ignore[assignment] # counters count anything
-            if batch.snapshot is None or batch.snapshot.status in UNVALIDATED_STATUSES:
+            if batch.snapshot is None or batch.snapshot.status in UNDECIDED:
                 unvalidated.add(batch.model)
         chosen: list[Batch] = []
         held: set[str] = set()
@@ -113,12 +116,7 @@ class Admission:
         gate.until = now + (QUEUE.delay(gate.tries, spread) if alone else QUEUE.most)
         return gate
 
-    def taken_in(self, model: str, now: float) -> None:
-        """The server has taken a batch of this model into its queue."""
-        if (gate := self.gates.get(model)) is not None:
-            gate.tries, gate.since = 0, now
-
     def ended(self, model: str, now: float) -> None:
-        """A batch of this model has ended, so that there is room again."""
+        """A batch of this model that the server had taken in has ended, so that there is room again."""
         if (gate := self.gates.get(model)) is not None:
-            gate.until = min(gate.until, now)
+            gate.tries, gate.until = 0, min(gate.until, now)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from autobatcher.core.admission import Admission
 from autobatcher.core.batch import Batch, Snapshot, Stumbles
 from autobatcher.core.jsonl import MalformedLineError, decode_line, prompt_tokens
-from autobatcher.core.lifecycle import TERMINAL_STATUSES, UNVALIDATED_STATUSES, Step
+from autobatcher.core.lifecycle import TERMINAL_STATUSES, Step
 from autobatcher.core.messages import (
     Call,
     Cancel,
@@ -278,8 +278,6 @@ class Engine:
 
     def _polled(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
         batch.snapshot = snapshot
-        if snapshot.status not in UNVALIDATED_STATUSES | {"failed"}:
-            self.admission.taken_in(batch.model, now)
         if snapshot.status in TERMINAL_STATUSES:
             if not batch.final:
                 batch.final = True
@@ -410,7 +408,7 @@ class Engine:
 
     def _queue_full(self, batch: Batch, now: float) -> list[Effect]:
         alone = not any(
-            other is not batch and other.model == batch.model and other.snapshot is not None
+            other.model == batch.model and other.snapshot is not None and other.snapshot.status != "failed"
             for other in self.batches.values()
         )
         effects: list[Effect] = []
@@ -419,10 +417,7 @@ class Engine:
             # With nothing else of ours in the queue, this batch may be more than the queue can ever hold.
             parts = 2 if alone and batch.waiting > 1 else 1
             effects = self._again(batch, now, "the server's queue is full", parts)
-        until = gate.until
-        effects += self._finish(batch, now, self._unanswered(batch))
-        gate.until = until  # what opens it is the end of another
-        return effects
+        return effects + self._finish(batch, now, self._unanswered(batch))
 
     def _again(self, batch: Batch, now: float, reason: str, parts: int = 1) -> list[Effect]:
         """Send what is left of a batch as another, or as several."""
@@ -466,7 +461,7 @@ class Engine:
         batch.move(Step.SETTLED)
         batch.due = None
         del self.batches[id(batch)]
-        if batch.snapshot is not None:
+        if batch.snapshot is not None and batch.snapshot.status != "failed":
             self.admission.ended(batch.model, now)
         settled = BatchSettled(
             batch.id,

@@ -76,6 +76,8 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
         MalformedLineError: the line is neither an answer nor an error for anybody.
     """
     try:
+        if not line.isascii():
+            line.decode()  # which the bodies of answers are not put to otherwise
         try:
             decoded = _decoder.decode(line)
         except msgspec.DecodeError:
