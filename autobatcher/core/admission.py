@@ -28,8 +28,8 @@ class Gate:
     """A model whose queue was full: from then on one batch at a time tries it, until a server takes it in.
 
     Attributes:
-        since: when the first of the present refusals in a row came that no batch of ours explains.
-        tries: how many those are.
+        since: when the first refusal came after a batch of ours had last been through the queue.
+        tries: how many have come.
         until: before that nothing is sent.
     """
 
@@ -110,7 +110,7 @@ class Admission:
     def queue_full(self, model: str, now: float, spread: float, *, alone: bool) -> Gate:
         """The server's queue for a model is full; `alone`: and no other batch of ours is in it."""
         gate = self.gates.setdefault(model, Gate(since=now))
-        if not alone or not gate.tries:
+        if not gate.tries:
             gate.since = now
         gate.tries += 1
         gate.until = now + (QUEUE.delay(gate.tries, spread) if alone else QUEUE.most)

@@ -413,7 +413,7 @@ class Engine:
         )
         effects: list[Effect] = []
         gate = self.admission.queue_full(batch.model, now, self.spread(), alone=alone)
-        if now - gate.since <= self.patience:
+        if not alone or now - gate.since <= self.patience:
             # With nothing else of ours in the queue, this batch may be more than the queue can ever hold.
             parts = 2 if alone and batch.waiting > 1 else 1
             effects = self._again(batch, now, "the server's queue is full", parts)

@@ -9,6 +9,10 @@ import msgspec
 
 from autobatcher.core.outcomes import Answer, LineFailed
 
+MAX_MESSAGE = 2_000
+MAX_CODE = 200
+"""Characters of what a server says of a line's failure that are kept."""
+
 
 def encode_line(custom_id: str, url: str, body: bytes) -> bytes:
     r"""One line of an input file, newline included; `body` is the request's JSON text in UTF-8.
@@ -86,11 +90,13 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
         raise MalformedLineError(str(error)) from None
     response = decoded.response
     if response is not None and 100 <= response.status_code <= 599:  # noqa: PLR2004 -- HTTP's range
-        return decoded.custom_id, Answer(response.status_code, response.request_id, bytes(response.body))
+        request_id = response.request_id
+        if request_id is not None and not (request_id.isascii() and request_id.isprintable()):
+            request_id = None  # it becomes a header
+        return decoded.custom_id, Answer(response.status_code, request_id, bytes(response.body))
     if decoded.error is not None:
-        return decoded.custom_id, LineFailed(
-            decoded.error.code, decoded.error.message or "the request failed"
-        )
+        code, message = decoded.error.code, decoded.error.message or "the request failed"
+        return decoded.custom_id, LineFailed(code and code[:MAX_CODE], message[:MAX_MESSAGE])
     raise MalformedLineError("neither a response nor an error")
 
 

@@ -22,6 +22,8 @@ from autobatcher.errors import AutobatcherError
 from autobatcher.runtime.spool import LinesFile
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from openai.types import Batch as ServerBatch
 
 MAX_RESULT_LINE = 256 * 2**20
@@ -254,14 +256,18 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 def _name(answer: object, name: str, what: str) -> str:
     """A field that must be there; the SDK lets anything pass for an object of its types, a proxy's page included."""
     value = getattr(answer, name, None)
-    if not isinstance(value, str) or not value or len(value) > MAX_NAME:
+    if not _is_name(value):
         raise OddAnswerError(f"the server's answer to {what} has no {name}")
     return value
 
 
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
 def _optional_name(answer: object, name: str) -> str | None:
     value = getattr(answer, name, None)
-    return value if isinstance(value, str) and len(value) <= MAX_NAME else None
+    return value if _is_name(value) else None
 
 
 def _listed(page: object) -> list[Any]:
