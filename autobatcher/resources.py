@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import os
 import pathlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import FunctionType
@@ -28,7 +29,7 @@ _unwinding: contextvars.ContextVar[bool] = contextvars.ContextVar("autobatcher_u
 
 _F = TypeVar("_F")
 
-_SDK = str(pathlib.Path(openai.__file__).parent)
+_SDK = f"{pathlib.Path(openai.__file__).parent}{os.sep}"
 
 
 class Promise:
