@@ -172,7 +172,7 @@ class Engine:
         match batch.step, batch.file_id, batch.snapshot:
             case Step.UPLOAD, _, _:
                 batch.forget_the_gone()
-                return Upload(batch)
+                return Upload(batch, tuple(batch.requests))
             case Step.CREATE, str(file_id), _:
                 return Create(batch, file_id)
             case Step.LOOK_UP, str(file_id), _:

@@ -90,9 +90,10 @@ Report = Uploaded | Created | LookedUp | Polled | LinesRead | Fetched | Cancelle
 
 @dataclass(frozen=True)
 class Upload:
-    """Upload the batch's requests as a file."""
+    """Upload these requests of the batch as a file, one line each, whoever leaves in the meantime."""
 
     batch: Batch
+    requests: tuple[Request, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

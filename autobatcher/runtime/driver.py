@@ -133,9 +133,9 @@ class Driver:
         batch = call.batch
         try:
             match call:
-                case core.Upload():
+                case core.Upload(_, requests):
                     async with self._uploads:
-                        self._report(core.Uploaded(batch, await self._upstream.upload(batch)))
+                        self._report(core.Uploaded(batch, await self._upstream.upload(requests)))
                 case core.Create(_, file_id):
                     self._report(core.Created(batch, await self._upstream.create(batch, file_id)))
                 case core.LookUp(_, file_id):

@@ -9,7 +9,7 @@ import email.utils
 import math
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import openai
 from autobatcher._http import httpx
 from autobatcher.core.batch import Batch, Snapshot
 from autobatcher.core.outcomes import BatchProblem, Failure, Trouble
+from autobatcher.core.window import Request
 from autobatcher.errors import AutobatcherError
 from autobatcher.runtime.spool import LinesFile
 
@@ -81,9 +82,9 @@ class Upstream:
     completion_window: str
     metadata: dict[str, str] | None
 
-    async def upload(self, batch: Batch) -> str:
-        """Upload a batch's lines as one file; its id."""
-        content: Any = LinesFile([request.line for request in batch.requests])
+    async def upload(self, requests: Iterable[Request]) -> str:
+        """Upload the lines of requests as one file; its id."""
+        content: Any = LinesFile([request.line for request in requests])
         try:
             file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
             return _name(file, "id", "an upload")
@@ -209,7 +210,9 @@ def translated(error: Exception) -> UpstreamError:
             trouble = Trouble.BUSY if unsent else Trouble.PASSING
         case OddAnswerError() | openai.APIResponseValidationError():
             trouble = Trouble.ODD
-        case AttributeError() | TypeError() | ValueError():  # the SDK's, over JSON of an unexpected form
+        case (
+            AttributeError() | TypeError() | ValueError() | RecursionError()
+        ):  # the SDK's, over JSON of an unexpected form
             trouble = Trouble.ODD
         case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
             trouble = Trouble.PASSING
