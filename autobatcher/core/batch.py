@@ -157,13 +157,18 @@ class Batch:
             request.place = None
         return requests
 
-    def forget_the_gone(self) -> None:
-        """Before a file is made: a line for each request that is still here, and no other."""
-        if self.waiting < len(self.entries):
-            self.entries = {request.custom_id: request for request in self.requests}
-            self.size = sum(request.size for request in self.requests)
-            self.tokens = sum(request.tokens for request in self.requests)
+    def lines(self) -> tuple[Request, ...]:
+        """What the file consists of that is made now, one line each; whoever has left is forgotten.
+
+        The server's line numbers count these.
+        """
+        requests = tuple(self.requests)
+        if len(requests) < len(self.entries):
+            self.entries = {request.custom_id: request for request in requests}
+            self.size = sum(request.size for request in requests)
+            self.tokens = sum(request.tokens for request in requests)
             self.gone = 0
+        return requests
 
     def stumble(self, kind: Trouble, now: float) -> Stumbles:
         """Note that this step's call failed."""

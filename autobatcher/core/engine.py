@@ -171,8 +171,7 @@ class Engine:
         batch.due = None
         match batch.step, batch.file_id, batch.snapshot:
             case Step.UPLOAD, _, _:
-                batch.forget_the_gone()
-                return Upload(batch, tuple(batch.requests))
+                return Upload(batch)
             case Step.CREATE, str(file_id), _:
                 return Create(batch, file_id)
             case Step.LOOK_UP, str(file_id), _:
@@ -245,8 +244,8 @@ class Engine:
         return effects
 
     def _if_deserted(self, batch: Batch, now: float) -> list[Effect]:
-        """End what nobody waits for, as soon as no call for it is under way."""
-        under_way = batch.due is None and batch.step is not Step.QUEUED
+        """End what nobody waits for, as soon as no call for it is under way that could buy anything."""
+        under_way = batch.due is None and batch.step not in (Step.QUEUED, Step.UPLOAD)
         if batch.waiting or under_way or batch.step in (Step.SETTLED, Step.LOOK_UP, Step.CANCEL):
             return []  # what a creation made whose answer was lost has to be found, if only to be cancelled
         if batch.gone and batch.snapshot is not None and batch.snapshot.status not in TERMINAL_STATUSES:

@@ -90,10 +90,9 @@ Report = Uploaded | Created | LookedUp | Polled | LinesRead | Fetched | Cancelle
 
 @dataclass(frozen=True)
 class Upload:
-    """Upload these requests of the batch as a file, one line each, whoever leaves in the meantime."""
+    """Upload the batch's `lines` as a file, if there are any left by then."""
 
     batch: Batch
-    requests: tuple[Request, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,10 @@ class Driver:
         batch = call.batch
         try:
             match call:
-                case core.Upload(_, requests):
+                case core.Upload():
                     async with self._uploads:
-                        self._report(core.Uploaded(batch, await self._upstream.upload(requests)))
+                        if lines := batch.lines():
+                            self._report(core.Uploaded(batch, await self._upstream.upload(lines)))
                 case core.Create(_, file_id):
                     self._report(core.Created(batch, await self._upstream.create(batch, file_id)))
                 case core.LookUp(_, file_id):
