@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 
 from autobatcher.core import messages as core
+from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
 from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.window import Request
@@ -132,31 +133,42 @@ class Driver:
     async def _perform(self, call: core.Call) -> None:
         batch = call.batch
         try:
-            match call:
-                case core.Upload():
-                    async with self._uploads:
-                        if lines := batch.lines():
-                            self._report(core.Uploaded(batch, await self._upstream.upload(lines)))
-                case core.Create(_, file_id):
-                    self._report(core.Created(batch, await self._upstream.create(batch, file_id)))
-                case core.LookUp(_, file_id):
-                    self._report(core.LookedUp(batch, await self._upstream.look_up(file_id)))
-                case core.Poll(_, batch_id):
-                    self._report(core.Polled(batch, await self._upstream.poll(batch_id)))
-                case core.Fetch(_, files):
-                    async with self._downloads:
-                        for file_id, skip in files:
-                            await self._read(call, file_id, skip)
-                    self._report(core.Fetched(batch))
-                case core.Cancel(_, batch_id):
-                    await self._upstream.cancel(batch_id)
-                    self._report(core.Cancelled(batch))
+            if isinstance(call, core.Upload):
+                await self._upload(batch)
+            else:
+                self._report(await self._made(call))
         except UpstreamError as error:
             self._report(core.Failed(batch, error.failure))
         except Exception as error:  # noqa: BLE001 -- a defect in one batch's call must not end the others
             _log.exception("batch %s: a call failed unexpectedly", batch.id)
             self._apply(self._engine.give_up(batch, error, anyio.current_time()))
             self._wake.set()
+
+    async def _upload(self, batch: Batch) -> None:
+        async with self._uploads:
+            if lines := batch.lines():
+                self._report(core.Uploaded(batch, await self._upstream.upload(lines)))
+
+    async def _made(
+        self, call: core.Create | core.LookUp | core.Poll | core.Fetch | core.Cancel
+    ) -> core.Report:
+        """Make a call; what came of it."""
+        batch = call.batch
+        match call:
+            case core.Create(_, file_id):
+                return core.Created(batch, await self._upstream.create(batch, file_id))
+            case core.LookUp(_, file_id):
+                return core.LookedUp(batch, await self._upstream.look_up(file_id))
+            case core.Poll(_, batch_id):
+                return core.Polled(batch, await self._upstream.poll(batch_id))
+            case core.Fetch(_, files):
+                async with self._downloads:
+                    for file_id, skip in files:
+                        await self._read(call, file_id, skip)
+                return core.Fetched(batch)
+            case core.Cancel(_, batch_id):
+                await self._upstream.cancel(batch_id)
+                return core.Cancelled(batch)
 
     async def _read(self, call: core.Fetch, file_id: str, skip: int) -> None:
         async for piece in self._upstream.read_lines(file_id, skip):
