@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from autobatcher.core.lifecycle import MOVES, Step
 from autobatcher.core.outcomes import BatchProblem, Trouble
-from autobatcher.core.retry import MAX_SPENT
 from autobatcher.core.window import Request
 
 
@@ -47,9 +46,9 @@ class Stumbles:
     alike: int = 0
     alike_spent: float = 0.0
 
-    def add(self, kind: Trouble, now: float) -> None:
-        """One more."""
-        passed = min(now - self.at, MAX_SPENT)
+    def add(self, kind: Trouble, now: float, most: float) -> None:
+        """One more; the time since the last counts up to `most` seconds."""
+        passed = min(now - self.at, most)
         self.at = now
         self.count += 1
         self.spent += passed
@@ -170,8 +169,8 @@ class Batch:
             self.gone = 0
         return requests
 
-    def stumble(self, kind: Trouble, now: float) -> Stumbles:
-        """Note that this step's call failed."""
+    def stumble(self, kind: Trouble, now: float, most: float) -> Stumbles:
+        """Note that this step's call failed; the time since it last did counts up to `most` seconds."""
         stumbles = self.stumbles.setdefault(self.step, Stumbles(now, kind))
-        stumbles.add(kind, now)
+        stumbles.add(kind, now, most)
         return stumbles

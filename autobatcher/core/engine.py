@@ -57,6 +57,7 @@ from autobatcher.core.retry import (
     LOST_TIMES,
     MAX_LOSSES,
     MAX_RETRY_AFTER,
+    MAX_SPENT,
     ODD_ANSWERS,
     REREADS,
     PollSchedule,
@@ -281,6 +282,7 @@ class Engine:
             if not batch.final:
                 batch.final = True
                 batch.read.clear()
+                batch.stumbles.pop(Step.FETCH, None)  # of looks before the end, on which nothing hung
             if not snapshot.file_ids:
                 return self._adds_up(batch, now)
             self._go(batch, Step.FETCH, now)
@@ -479,7 +481,10 @@ class Engine:
     def _failed(self, batch: Batch, failure: Failure, now: float) -> list[Effect]:
         """Decide where the batch goes from a failed call: the one place where calls are repeated."""
         step, trouble = batch.step, failure.trouble
-        stumbles = batch.stumble(trouble, now)
+        if step in (Step.POLL, Step.FETCH) and not batch.waiting:
+            batch.due = now  # there is nothing to try again for
+            return []
+        stumbles = batch.stumble(trouble, now, min(MAX_SPENT, self.patience / 2))
         if step is Step.CREATE and trouble in (Trouble.PASSING, Trouble.ODD):
             batch.doubt = failure.cause
             self._go(batch, Step.LOOK_UP, now)

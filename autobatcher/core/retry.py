@@ -34,7 +34,8 @@ LOST_SECONDS = 900.0
 LOST_TIMES = 5
 
 MAX_SPENT = 7200.0
-"""Seconds that can pass between two failures in a row and count as spent on them; more, and the machine slept."""
+"""Seconds that can pass between two failures in a row and count as spent on them, with half of the patience as the
+limit: more, and the machine slept."""
 
 REREADS = 6
 """How often result files are read again when a batch has ended and lines are missing: files can lag statuses."""
