@@ -52,6 +52,33 @@ def construct(**options: Any) -> autobatcher.BatchOpenAI:
         ),
         ({"batch_metadata": {"k" * 65: "v"}}, ValueError, "keys have at most 64 characters, not 65"),
         ({"batch_metadata": {"k": "v" * 513}}, ValueError, "values have at most 512 characters, not 513"),
+        ({"patience_seconds": 0}, ValueError, "patience_seconds must be more than 0 seconds"),
+        ({"patience_seconds": -1.0}, ValueError, "patience_seconds must be more than 0 seconds"),
+        ({"patience_seconds": INF}, ValueError, "patience_seconds must be .* finite, not inf"),
+        ({"patience_seconds": NAN}, ValueError, "patience_seconds must be .* finite, not nan"),
+        ({"patience_seconds": "1"}, TypeError, "patience_seconds must be a number of seconds, not '1'"),
+        ({"patience_seconds": None}, TypeError, "patience_seconds must be a number of seconds, not None"),
+        ({"patience_seconds": True}, TypeError, "patience_seconds must be a number of seconds, not True"),
+        *(
+            ({name: value}, error, f"{name} must be {said}")
+            for name in ("max_active_batches", "max_enqueued_tokens")
+            for value, error, said in [
+                (0, ValueError, "1 or more, not 0"),
+                (-5, ValueError, "1 or more, not -5"),
+                (1.5, TypeError, "an int, not 1.5"),
+                ("1", TypeError, "an int, not '1'"),
+                (True, TypeError, "an int, not True"),
+                (INF, TypeError, "an int, not inf"),
+            ]
+        ),
+        *(
+            (
+                {"cancel_active_batches_on_close": value},
+                TypeError,
+                f"cancel_active_batches_on_close must be a bool, not {value!r}",
+            )
+            for value in (None, 1, 0, "yes")
+        ),
     ],
 )
 def test_a_senseless_value_is_refused(bad: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -72,6 +99,13 @@ def test_a_senseless_value_is_refused(bad: dict[str, Any], error: type[Exception
         {"batch_metadata": None},
         {"batch_metadata": {}},
         {"batch_metadata": {f"{i:064}": "v" * 512 for i in range(16)}},
+        {"patience_seconds": 0.001},
+        {"patience_seconds": 10**9},
+        {"max_active_batches": None, "max_enqueued_tokens": None},
+        {"max_active_batches": 1, "max_enqueued_tokens": 1},
+        {"max_active_batches": 10**9, "max_enqueued_tokens": 10**12},
+        {"cancel_active_batches_on_close": True},
+        {"cancel_active_batches_on_close": False},
     ],
 )
 def test_a_value_at_the_edge_of_sense_is_taken(good: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ async def test_tools_and_structured_outputs(server: Serving) -> None:
 
 async def test_a_failed_line_raises_for_its_caller_alone_what_realtime_raises(server: Serving) -> None:
     async with (
-        client_for(server) as client,
+        client_for(server, max_retries=0) as client,
         openai.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0) as realtime,
     ):
         texts = ["fine", "[[error:429]]", "[[error:400]]", "[[error:500]]", "fine too"]

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from autobatcher import BatchFailedError, BatchOpenAI, RequestTooLargeError
+from autobatcher import BatchError, BatchOpenAI, RequestTooLargeError
 from autobatcher.local import LocalBatchAPI, LocalConfig
 
 pytestmark = pytest.mark.anyio
@@ -55,11 +55,14 @@ async def test_twenty_hours_of_polling() -> None:
         assert 20 * 3600 <= anyio.current_time() - started <= 20 * 3600 * 1.02 + 60
 
 
-async def test_an_expired_batch_fails_its_callers() -> None:
+async def test_a_request_that_expires_again_and_again_fails_its_caller_in_the_end() -> None:
     async with running({"latency_seconds": 30 * 3600}) as (client, _):
-        with pytest.raises(Exception, match="expired") as caught:
+        with pytest.raises(BatchError, match="expired") as caught:
             await ask(client, "hello")
-        assert caught.value.__class__.__name__ in {"RequestFailedError", BatchFailedError.__name__}
+        batches = [batch async for batch in client.batches.list()]
+        assert 2 <= len(batches) <= 10
+        assert {batch.status for batch in batches} == {"expired"}
+        assert caught.value.batch_id == batches[0].id  # the newest
 
 
 async def test_a_slow_batch_holds_up_no_other() -> None:

@@ -284,9 +284,7 @@ def test_a_line_of_another_batch_affects_neither(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 599])
-def test_an_answer_that_may_pass_sends_its_request_again_as_often_as_it_allows(
-    rig: Rig, status: int
-) -> None:
+def test_an_answer_that_may_pass_sends_its_request_again_as_often_as_it_allows(rig: Rig, status: int) -> None:
     batch = rig.to(Step.FETCH, "a", "b", retries_left=2).batch
     for resent in (1, 2):
         rig.read(batch, rig.line("b") if resent == 1 else b"", rig.line("a", status))

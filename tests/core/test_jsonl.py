@@ -206,7 +206,9 @@ def test_any_body_has_a_number_of_tokens(body: bytes) -> None:
 # --- lines that went wrong -------------------------------------------------------------------------------------
 
 GOOD = [
-    result(response={"status_code": 200, "request_id": "q", "body": {"text": "é\u2028", "n": 1.5}}, error=None),
+    result(
+        response={"status_code": 200, "request_id": "q", "body": {"text": "é\u2028", "n": 1.5}}, error=None
+    ),
     result(response=None, error={"code": "c", "message": "m"}),
     b'{"custom_id":"a","response":{"status_code":200,"request_id":"q","body":{"x":NaN,"s":"\\ud83d"}}}',
 ]
@@ -222,7 +224,9 @@ def mutated(draw: st.DrawFn) -> bytes:
         new = draw(
             st.binary(max_size=4)
             | st.just(line[at:to] * 2)
-            | st.sampled_from([b"{", b"}", b"[" * 2_000, b'"', b"\\u", b"1e999", b"NaN", b"9" * 5_000, b"\xed\xa0"])
+            | st.sampled_from(
+                [b"{", b"}", b"[" * 2_000, b'"', b"\\u", b"1e999", b"NaN", b"9" * 5_000, b"\xed\xa0"]
+            )
         )
         line = line[:at] + new + line[to:]
     return line
@@ -233,7 +237,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(b'{"custom_id":"a","response":{"status_code":1e999,"body":NaN}}')
 @example(b'{"custom_id":"a","x":NaN,"response":{"status_code":200,"body":"\xff"}}')
 @example(b'{"custom_id":"\\ud83d","error":{"message":"m"}}')
-@example(b'\xff\xfe{\x00}\x00')
+@example(b"\xff\xfe{\x00}\x00")
 @example(b"\xef\xbb\xbf{}")
 def test_a_mutated_line_raises_nothing_but_its_own_error(line: bytes) -> None:
     decodes_or_is_malformed(line)

@@ -155,7 +155,9 @@ def test_the_codes_are_lower_case_and_mean_one_thing() -> None:
     st.lists(
         st.builds(
             BatchProblem,
-            st.none() | st.text(max_size=5) | st.sampled_from(sorted(QUEUE_CODES | PASSING_CODES | WHOLE_CODES)),
+            st.none()
+            | st.text(max_size=5)
+            | st.sampled_from(sorted(QUEUE_CODES | PASSING_CODES | WHOLE_CODES)),
             st.none() | st.text(max_size=5),
             st.none() | st.integers(),
         ),

@@ -17,7 +17,7 @@ import openai
 import pydantic
 import pytest
 
-from autobatcher import BatchFailedError, BatchOpenAI
+from autobatcher import BatchOpenAI, RequestFailedError
 from autobatcher.local import LocalBatchAPI, LocalConfig
 
 # The SDK leaves its stream's generators to the garbage collector, of which trio warns, for realtime streams as well.
@@ -649,13 +649,14 @@ async def test_errors_of_stream_helpers(name: str) -> None:
     assert isinstance(realtime, Exception)
 
 
-async def test_a_request_that_no_batch_may_hold_fails_as_a_batch() -> None:
+async def test_a_request_that_no_batch_may_hold_fails_as_a_line() -> None:
     """The one known difference: a server checks the model of each line before any is answered."""
     realtime, batched = await both_without_a_model()
     assert isinstance(realtime, openai.BadRequestError)
-    assert isinstance(batched, BatchFailedError)
+    assert isinstance(batched, RequestFailedError)
     assert isinstance(batched, openai.APIError)
-    assert batched.param == "body.model"
+    assert batched.batch_id is not None
+    assert "model" in batched.message
 
 
 async def both_without_a_model() -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from autobatcher import BatchOpenAI
+from autobatcher import BatchFailedError, BatchOpenAI
 from autobatcher._http import httpx
 
 # What pydantic says of an answer whose fields are not of the declared types.
@@ -28,6 +28,11 @@ KINDS: list[Kind] = ["chat", "responses"]
 bounded = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+
+
+@pytest.fixture
+def anyio_backend(virtual_backend: Any) -> Any:
+    return virtual_backend
 
 
 # --- a server whose lines all have one body --------------------------------------------------------------------
@@ -550,11 +555,11 @@ NO_ANSWERS += [
     b'{"choices": [{"message": {"content": "\\ud83d"}}]}',
     b'{"choices": [{"message": {"content": NaN}}], "created": Infinity}',
     b'{"choices": [{"index": 1e999}]}',
-    b'{"choices": ' + b"[" * 3000 + b"]" * 3000 + b"}",
     b'{"created": ' + b"9" * 5000 + b"}",
 ]
 
 
+NESTED = b'{"choices": ' + b"[" * 3000 + b"]" * 3000 + b"}"
 other_json: st.SearchStrategy[Any] = json_values.filter(lambda value: not isinstance(value, str))
 
 
@@ -592,6 +597,15 @@ def test_the_stream_of_any_json_ends_or_raises_the_sdks_error(kind: Kind, value:
 @pytest.mark.parametrize("body", NO_ANSWERS, ids=lambda body: body[:40].decode(errors="replace"))
 def test_the_stream_of_no_answer_ends_or_raises_the_sdks_error(body: bytes, kind: Kind) -> None:
     check_odd(body, kind)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_answer_nested_beyond_every_stack_is_no_line_and_raises_in_the_end(kind: Kind) -> None:
+    """It is looked for and bought a few times more, which takes virtual minutes."""
+    result = await streamed(NESTED, kind)
+    assert isinstance(result, BatchFailedError)
+    assert result.status == "completed"
 
 
 @pytest.mark.parametrize("kind", KINDS)

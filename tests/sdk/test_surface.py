@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
-from autobatcher import BatchAzureOpenAI, BatchOpenAI
+from autobatcher import BatchAzureOpenAI, BatchOpenAI, resources
 from autobatcher.options import BatchOptions
 
 
@@ -37,6 +37,10 @@ BATCH_OPTIONS: dict[str, Any] = {
     "poll_interval_seconds": 5.0,
     "completion_window": "24h",
     "batch_metadata": None,
+    "patience_seconds": 86_400.0,
+    "max_active_batches": None,
+    "max_enqueued_tokens": None,
+    "cancel_active_batches_on_close": False,
 }
 
 TAKES_BATCH_OPTIONS = {
@@ -49,6 +53,13 @@ OVERRIDDEN = {
     "close": "settles the callers that wait",
     "is_closed": "a closed client is closed though its HTTP client be the caller's",
 }
+LET_GO_OF_ARGUMENTS: dict[str, tuple[type, set[str]]] = {
+    "chat": (resources.Chat, {"completions"}),
+    "chat.completions": (resources.Completions, {"create", "parse"}),
+    "embeddings": (resources.Embeddings, {"create"}),
+    "responses": (resources.Responses, {"create", "parse"}),
+}
+"""The resources that are subclasses of the SDK's, with all that they override."""
 ADDED = {"unbatched": "the same client without batching"}
 OTHER_VALUES = {
     "user_agent": "the SDK puts the name of the client's class in front",
@@ -88,7 +99,11 @@ def test_no_other_attribute_of_the_class_differs_than_the_tables_say(pair: Pair)
         for name in public(pair.sdk) | {"__init__"}
         if inspect.getattr_static(pair.sdk, name) is not inspect.getattr_static(pair.ours, name)
     }
-    assert differing == TAKES_BATCH_OPTIONS.keys() | OVERRIDDEN.keys()
+    batched = {"chat", "embeddings", "responses"}
+    assert differing == TAKES_BATCH_OPTIONS.keys() | OVERRIDDEN.keys() | batched
+    for name in batched:  # made in the same way, at the first use
+        sdk, ours = (inspect.getattr_static(cls, name) for cls in (pair.sdk, pair.ours))
+        assert type(ours) is type(sdk)
 
 
 @pytest.mark.parametrize("name", TAKES_BATCH_OPTIONS)
@@ -158,21 +173,32 @@ def members(realtime: object, batching: object, path: str) -> Iterator[tuple[str
             yield from members(first, second, f"{path}.{name}")
 
 
-def test_the_resources_are_the_sdks_own_all_the_way_down(pair: Pair) -> None:
+def test_the_resources_are_the_sdks_own_or_subclasses_all_the_way_down(pair: Pair) -> None:
     realtime, batching = pair.instances()
     paths = set()
     for name in sorted(public(realtime)):
         if is_resource(getattr(realtime, name)):
-            for path, first, second in members(getattr(realtime, name), getattr(batching, name), name):
+            top = (name, getattr(realtime, name), getattr(batching, name))
+            for path, first, second in (top, *members(*top[1:], name)):
                 paths.add(path)
-                assert type(second) is type(first), path
+                if path in LET_GO_OF_ARGUMENTS:
+                    assert type(second) is LET_GO_OF_ARGUMENTS[path][0], path
+                    assert type(second).__mro__[1:] == type(first).__mro__, path
+                else:
+                    assert type(second) is type(first), path
                 if is_resource(first):
                     assert public(second) == public(first), path
                     assert vars(second).keys() == vars(first).keys(), path
                 elif callable(first):
                     assert inspect.signature(second) == inspect.signature(first), path
                     assert inspect.iscoroutinefunction(second) == inspect.iscoroutinefunction(first), path
-                    assert getattr(second, "__func__", None) is getattr(first, "__func__", None), path
+                    assert second.__name__ == first.__name__, path
+                    assert second.__doc__ == first.__doc__, path
+                    parent, _, method = path.rpartition(".")
+                    if method not in LET_GO_OF_ARGUMENTS.get(parent, (None, set()))[1]:
+                        assert getattr(second, "__func__", None) is getattr(first, "__func__", None), path
+                    else:
+                        assert inspect.unwrap(second.__func__) is inspect.unwrap(first.__func__), path
     assert {
         "chat.completions.create",
         "chat.completions.parse",
@@ -187,11 +213,21 @@ def test_the_resources_are_the_sdks_own_all_the_way_down(pair: Pair) -> None:
     } <= paths
 
 
-def test_the_batched_resources_are_openais(pair: Pair) -> None:
+def test_the_batched_resources_are_openais_with_a_few_methods_overridden(pair: Pair) -> None:
     _, batching = pair.instances()
-    assert type(batching.chat.completions) is openai.resources.chat.AsyncCompletions
-    assert type(batching.embeddings) is openai.resources.AsyncEmbeddings
-    assert type(batching.responses).__module__ == "openai.resources.responses.responses"
-    for resource in (batching.chat.completions, batching.embeddings, batching.responses):
+    for path, (cls, overridden) in LET_GO_OF_ARGUMENTS.items():
+        resource: Any = batching
+        for name in path.split("."):
+            resource = getattr(resource, name)
+        assert {name for name in vars(cls) if not name.startswith("__")} == overridden
         assert resource._client is batching
         assert vars(resource).keys().isdisjoint({"create", "parse", "stream"})
+        assert type(resource) is cls
+
+
+def test_a_copy_and_the_unbatched_client_have_the_same_resources(pair: Pair) -> None:
+    _, batching = pair.instances()
+    for client in (batching.copy(), batching.unbatched):  # type: ignore[attr-defined] # both of ours have it
+        completions: Any = client.chat.completions
+        assert type(completions) is resources.Completions
+        assert completions._client is client

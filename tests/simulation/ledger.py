@@ -1,0 +1,191 @@
+"""What happened in a world, as the server and the wire saw it; the verdict is read from here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Trouble = Literal["passing", "busy", "refused", "missing", "odd", "data"]
+"""How a fault is to be taken. "data": the call succeeds, and what it brings is not what it should be."""
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the client was shown of a call's failure; `name` is the kind in the figures."""
+
+    name: str
+    trouble: Trouble
+    status: int = 0
+    retry_after: float = 0.0
+    """Seconds for which a server sensibly asked to be left alone."""
+
+
+@dataclass
+class HttpCall:
+    """One call of the client.
+
+    Attributes:
+        number, kind, start: its place in the run.
+        file_id, batch_id: what it names; for an upload, the file that it made.
+        ids: the custom_ids that it matters to.
+        end: when the client had the end of it; infinite when it was cut off by the client.
+        seen: the fault, if there was one.
+        terminal: whether a poll showed the batch as ended.
+        status: of the answer, for the trace.
+        model: of an upload's lines.
+    """
+
+    number: int
+    kind: str
+    start: float
+    file_id: str = ""
+    batch_id: str = ""
+    ids: tuple[str, ...] = ()
+    end: float = float("inf")
+    seen: Seen | None = None
+    terminal: bool = False
+    status: str = ""
+    model: str = ""
+
+
+@dataclass
+class InputFile:
+    """An upload that reached the server."""
+
+    ids: tuple[str, ...]
+    at: float
+    model: str
+
+
+@dataclass
+class ServerBatch:
+    """A batch that was made at the server.
+
+    Attributes:
+        fate: what the plan has in store for it, such as "runs", "fails: lines".
+        code: of the error that it fails with.
+        named: the lines that this error names, by custom_id.
+        hidden: whether its output file is never shown.
+        spoiled: lines that nobody will ever read, and how.
+        delivered: the lines that the client has read whole: custom_id and status (0: an error object).
+        bought: the lines that were executed successfully and stand in a result file.
+        status, ended_at: the server's last word, and when its task was over; filled in at the end.
+        terminal_looks: how many polls have shown its end.
+        cancel_calls: how often the client asked to cancel it.
+    """
+
+    id: str
+    file_id: str
+    ids: tuple[str, ...]
+    model: str
+    at: float
+    fate: str = "runs"
+    code: str = ""
+    named: frozenset[str] = frozenset()
+    hidden: bool = False
+    spoiled: dict[str, str] = field(default_factory=dict)
+    delivered: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    bought: frozenset[str] = frozenset()
+    status: str = ""
+    ended_at: float = float("inf")
+    terminal_looks: int = 0
+    cancel_calls: int = 0
+
+
+@dataclass
+class CallerRecord:
+    """What one caller saw; `result` is "answer", "left", "error" or, if it never got anything, empty."""
+
+    number: int
+    custom_id: str = ""
+    result: str = ""
+    at: float = float("inf")
+    answer: object = None
+    error: BaseException | None = None
+
+
+@dataclass
+class Ledger:
+    """All of one run."""
+
+    calls: list[HttpCall] = field(default_factory=list)
+    files: dict[str, InputFile] = field(default_factory=dict)
+    batches: dict[str, ServerBatch] = field(default_factory=dict)
+    callers: dict[int, CallerRecord] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    jumps: list[tuple[float, float]] = field(default_factory=list)
+    most_active: int = 0
+    most_tokens: int = 0
+    """Of the prompts of one model in active batches, at the most."""
+    closed_from: float = float("inf")
+    ended_at: float = 0.0
+    stuck: bool = False
+    complaints: list[str] = field(default_factory=list)
+    """Violations that were seen on the way."""
+    trace: list[str] = field(default_factory=list)
+    _names: dict[str, str] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def short(self, name: str) -> str:
+        """A stable name for an id that is random: `batch-3` is the third that turned up."""
+        if not name:
+            return ""
+        if name not in self._names:
+            kind = name.replace("_", "-").partition("-")[0]
+            self._counts[kind] += 1
+            self._names[name] = f"{kind}-{self._counts[kind]}"
+        return self._names[name]
+
+    def note(self, now: float, what: str) -> None:
+        """A line of the trace."""
+        self.trace.append(f"{now:12.2f}  {what}")
+
+    def begin(self, kind: str, now: float, **about: str) -> HttpCall:
+        """A call has come."""
+        call = HttpCall(len(self.calls) + 1, kind, now, **about)  # type: ignore[arg-type] # its string fields only
+        self.calls.append(call)
+        return call
+
+    def end(self, call: HttpCall, now: float, seen: Seen | None) -> None:
+        """The client has what there is of this call."""
+        call.end, call.seen = now, seen
+        about = self.short(call.batch_id or call.file_id)
+        fault = "" if seen is None else f"  ! {seen.name}"
+        self.note(call.start, f"{call.kind:8} {about:10} {call.status:12} until {now:.2f}{fault}")
+        if seen is not None:
+            self.faults[seen.name] += 1
+
+    def input_file(self, call: HttpCall) -> str:
+        """The input file that a call is about, directly or by its batch; empty for a list."""
+        record = self.batches.get(call.batch_id)
+        return call.file_id if record is None else record.file_id
+
+    def history(self, custom_id: str) -> list[HttpCall]:
+        """The finished calls that matter to a request: of the batch that it is in at the time."""
+        found: list[HttpCall] = []
+        current = ""
+        for call in self.calls:
+            if custom_id not in call.ids or call.end == float("inf"):
+                continue
+            if call.kind == "upload":
+                current = call.file_id
+            if call.kind in ("upload", "list") or self.input_file(call) == current:
+                found.append(call)
+        return found
+
+    def active(self, status: Callable[[str], str]) -> list[ServerBatch]:
+        """The batches that go on at the server, by their present status, and that callers wait for."""
+        last: dict[str, str] = {}
+        for batch in self.batches.values():
+            last.update(dict.fromkeys(batch.ids, batch.id))
+        waiting = {record.custom_id for record in self.callers.values() if not record.result}
+        held = {batch_id for custom_id, batch_id in last.items() if custom_id in waiting}
+        return [b for b in self.batches.values() if b.id in held and status(b.id) not in ENDED]
+
+    def batches_of(self, custom_id: str) -> list[ServerBatch]:
+        """The batches that a request was in, in order."""
+        return [batch for batch in self.batches.values() if custom_id in batch.ids]

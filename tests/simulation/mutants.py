@@ -1,0 +1,235 @@
+"""Defects made by hand, to show that the verdict sees them: each breaks one promise of the package, from outside.
+
+A mutant reaches into the package's own classes; when those change, it changes with them. That is its point: it says
+which line of the package a promise hangs on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from autobatcher import collector
+from autobatcher.core import engine
+from autobatcher.core.admission import Admission
+from autobatcher.core.batch import Batch
+from autobatcher.core.engine import Engine
+from autobatcher.core.lifecycle import Step
+from autobatcher.core.messages import Effect, LinesRead, Settle
+from autobatcher.core.outcomes import Answer, Failure, Trouble
+from autobatcher.core.retry import PollSchedule, WholeFailure, judge_failed
+from autobatcher.core.window import Request
+from autobatcher.runtime import upstream
+
+WITHIN = 300
+"""Worlds that a mutant may survive."""
+
+Change = tuple[Any, str, Any]
+"""A class or module, the name of what is replaced there, and what by."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A defect: what is wrong with it, and what it puts in place of the right thing."""
+
+    name: str
+    changes: tuple[Change, ...]
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The package has the defect."""
+        before = [(owner, name, vars(owner)[name]) for owner, name, _ in self.changes]
+        try:
+            for owner, name, value in self.changes:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+
+
+def _gives_up(step: Step, *troubles: Trouble) -> tuple[Change, ...]:
+    true = Engine._may_go_on
+
+    def may_go_on(at: Step, trouble: Trouble, stumbles: Any) -> bool:
+        return not (at is step and trouble in troubles) and true(at, trouble, stumbles)
+
+    return ((Engine, "_may_go_on", staticmethod(may_go_on)),)
+
+
+def _creates_again_at_once() -> tuple[Change, ...]:
+    true = Engine._failed
+
+    def failed(self: Engine, batch: Batch, failure: Failure, now: float) -> list[Effect]:
+        if batch.step is Step.CREATE and failure.trouble in (Trouble.PASSING, Trouble.ODD):
+            batch.due = now + 1
+            return []
+        return true(self, batch, failure, now)
+
+    return ((Engine, "_failed", failed),)
+
+
+def _reads(change: Callable[[Batch, list[Effect]], list[Effect]]) -> tuple[Change, ...]:
+    true = Engine._read
+
+    def read(self: Engine, report: LinesRead, now: float) -> list[Effect]:
+        return change(report.batch, true(self, report, now))
+
+    return ((Engine, "_read", read),)
+
+
+def _one_error_for_all(batch: Batch, effects: list[Effect]) -> list[Effect]:
+    for effect in effects:
+        if isinstance(effect, Settle) and isinstance(effect.outcome, Answer) and effect.outcome.status >= 400:
+            return effects + [Settle(request, effect.outcome) for request in batch.take_all()]
+    return effects
+
+
+def _settled_twice(_batch: Batch, effects: list[Effect]) -> list[Effect]:
+    return [*effects, *(effect for effect in effects if isinstance(effect, Settle))]
+
+
+def _last_of_a_double_wins() -> tuple[Change, ...]:
+    true = Engine._read
+
+    def read(self: Engine, report: LinesRead, now: float) -> list[Effect]:
+        return true(self, dataclasses.replace(report, lines=report.lines[::-1]), now)
+
+    return ((Engine, "_read", read),)
+
+
+def _retries_without_counting() -> tuple[Change, ...]:
+    true = Engine._goes_again
+
+    def goes_again(request: Request, outcome: Any) -> bool:
+        left = request.retries_left
+        again = true(request, outcome)
+        request.retries_left = left
+        return again
+
+    return ((Engine, "_goes_again", staticmethod(goes_again)),)
+
+
+def _judges(wrong: WholeFailure) -> tuple[Change, ...]:
+    def judge(problems: Any, lines: int) -> WholeFailure:
+        judged = judge_failed(problems, lines)
+        return WholeFailure.OTHER if judged is wrong else judged
+
+    return ((engine, "judge_failed", judge),)
+
+
+def _lets_deserted_batches_run() -> tuple[Change, ...]:
+    true = Engine.abandon
+
+    def abandon(self: Engine, request: Request, now: float) -> list[Effect]:
+        place = request.place
+        effects = true(self, request, now)
+        if isinstance(place, Batch) and place.step is Step.CANCEL:
+            place.step = Step.POLL
+            place.gone = 0
+            place.waiting = 1
+        return effects
+
+    return ((Engine, "abandon", abandon),)
+
+
+def _closes_without_cancelling() -> tuple[Change, ...]:
+    true = Engine.close
+
+    def close(self: Engine, now: float, *, cancel: bool = False) -> list[Effect]:
+        return true(self, now)
+
+    return ((Engine, "close", close),)
+
+
+def _counts_no_tokens() -> tuple[Change, ...]:
+    return ((Admission, "estimate", lambda *_: 0.0),)
+
+
+def _sends_again_what_was_cancelled() -> tuple[Change, ...]:
+    true = Engine._status
+
+    def status(batch: Batch) -> str:
+        said = true(batch)
+        return "expired" if said == "cancelled" else said
+
+    return ((Engine, "_status", staticmethod(status)),)
+
+
+def _settles_nobody(_self: Engine, _now: float, *, cancel: bool = False) -> list[Effect]:
+    return []
+
+
+async def _does_not_close(self: Any) -> None:
+    self.closed = True
+
+
+async def _adopts_any(self: Any, _file_id: str) -> Any:
+    try:
+        page = await self.client.batches.list(limit=1)
+        return next((upstream._snapshot(item) for item in upstream._listed(page)), None)
+    except Exception as error:
+        raise upstream.translated(error) from error
+
+
+async def _takes_a_broken_file_for_whole(self: Any, file_id: str, skip: int) -> Any:
+    try:
+        async for piece in _READ_LINES(self, file_id, skip):
+            yield piece
+    except upstream.UpstreamError:
+        return
+
+
+_READ_LINES = upstream.Upstream.read_lines
+
+
+def _slower(self: PollSchedule, age: float) -> float:
+    return max(self.first, min(age * 0.1, 3600.0))
+
+
+def _unlimited(self: Admission, batches: Any, now: float) -> list[Batch]:
+    self.max_batches = None
+    return _CHOOSE(self, batches, now)
+
+
+_CHOOSE = Admission.choose
+
+
+MUTANTS = (
+    Mutant("a creation whose answer was lost is repeated at once", _creates_again_at_once()),
+    Mutant("one look is enough to find no batch", ((engine, "LOOK_UP_SECONDS", 0.0),)),
+    Mutant("a look-up adopts any batch", ((upstream.Upstream, "look_up", _adopts_any),)),
+    Mutant("a line with an error ends its batch", _reads(_one_error_for_all)),
+    Mutant("callers are settled twice", _reads(_settled_twice)),
+    Mutant("the last line of a double wins", _last_of_a_double_wins()),
+    Mutant("a poll gives up at the first 5xx", _gives_up(Step.POLL, Trouble.PASSING)),
+    Mutant("a poll gives up at the first 404", _gives_up(Step.POLL, Trouble.NOT_FOUND)),
+    Mutant("a download gives up at the first failure", _gives_up(Step.FETCH, Trouble.PASSING)),
+    Mutant("a lost upload is taken for refused", _gives_up(Step.UPLOAD, Trouble.PASSING)),
+    Mutant("a file that is not found yet is fatal", _gives_up(Step.CREATE, Trouble.NOT_FOUND)),
+    Mutant("missing lines are never sent again", ((Engine, "_lost", lambda *_: []),)),
+    Mutant("expired lines are never sent again", ((engine, "EXPIRED", "expired"),)),
+    Mutant("what somebody cancelled is sent again", _sends_again_what_was_cancelled()),
+    Mutant("lines are retried without counting", _retries_without_counting()),
+    Mutant("one reading of the files is enough", ((engine, "REREADS", 0),)),
+    Mutant(
+        "a broken download is taken for whole",
+        ((upstream.Upstream, "read_lines", _takes_a_broken_file_for_whole), (engine, "REREADS", 1)),
+    ),
+    Mutant("Retry-After is obeyed without a cap", ((engine, "MAX_RETRY_AFTER", float("inf")),)),
+    Mutant("Retry-After is not heard", ((upstream, "_retry_after", lambda _: None),)),
+    Mutant("polls wait for as long as the server wants", ((PollSchedule, "latest", lambda *_: 1e9),)),
+    Mutant("polls come late", ((PollSchedule, "interval", _slower),)),
+    Mutant("a batch that all have left goes on", _lets_deserted_batches_run()),
+    Mutant("a full queue fails its callers", _judges(WholeFailure.QUEUE)),
+    Mutant("lines that the server names fail all", _judges(WholeFailure.LINES)),
+    Mutant("a server's own trouble fails its callers", _judges(WholeFailure.PASSING)),
+    Mutant("closing leaves callers waiting", ((Engine, "close", _settles_nobody),)),
+    Mutant("closing leaves its task running", ((collector.Collector, "close", _does_not_close),)),
+    Mutant("closing does not cancel", _closes_without_cancelling()),
+    Mutant("max_enqueued_tokens is not kept", _counts_no_tokens()),
+    Mutant("max_active_batches is not kept", ((Admission, "choose", _unlimited),)),
+)

@@ -1,0 +1,63 @@
+"""Worlds on each backend, a thousand where the environment says so, and the same world twice."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.world import simulate
+
+BACKENDS = ("asyncio", "trio")
+WORLDS = int(os.environ.get("AUTOBATCHER_SIMULATION_WORLDS", "100"))
+CHUNK = 50
+
+
+@pytest.mark.parametrize("first", range(0, WORLDS, CHUNK))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_worlds(backend: str, first: int) -> None:
+    runs = [simulate(seed, backend) for seed in range(first, first + CHUNK)]
+    wrong = {run.command: run.violations for run in runs if run.violations}
+    assert not wrong
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_seed_is_one_world(backend: str, seed: int) -> None:
+    first, second = simulate(seed, backend), simulate(seed, backend)
+    assert first.ledger.trace == second.ledger.trace
+    assert first.ledger.faults == second.ledger.faults
+
+
+def test_worlds_have_every_kind_of_fault() -> None:
+    """So that no part of the plan is idle unnoticed."""
+    kinds: set[str] = set()
+    for seed in range(CHUNK):
+        kinds.update(simulate(seed, "asyncio").ledger.faults)
+    for kind in ("upload", "create", "list", "poll", "content"):
+        assert {f"{kind}: answer lost", f"{kind}: connection refused", f"{kind}: 500"} <= kinds
+    assert {
+        "create: done late",
+        "create: no such file yet",
+        "poll: no such batch",
+        "poll: unknown status",
+        "poll: odd file ids",
+        "content: breaks off",
+        "content: cut short",
+        "line: missing",
+        "line: malformed",
+        "line: status 0",
+        "line: late",
+        "line: doubled",
+        "line: beside a stranger",
+        "line: error object",
+        "batch: fails: lines",
+        "batch: fails: queue",
+        "batch: fails: passing",
+        "batch: fails: otherwise",
+        "batch: expires",
+        "batch: is cancelled",
+        "batch: files late",
+        "batch: output file never shown",
+        "clock: leaps",
+    } <= kinds

@@ -1,0 +1,255 @@
+"""One world: the real client on the scripted server, from the first caller to the last open file."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import openai
+import trio
+
+from autobatcher import BatchOpenAI
+from autobatcher._http import httpx
+from autobatcher.runtime import driver
+from tests.simulation.clocks import HangsError, Jump, run, seeded_globals
+from tests.simulation.ledger import CallerRecord, Ledger
+from tests.simulation.plan import HOUR, CallerPlan, Plan, draw
+from tests.simulation.server import ScriptedServer
+from tests.simulation.transport import FaultyTransport
+from tests.simulation.verdict import violations
+
+KEY = "sk-simulated-secret"
+
+LAST_DAY = 60 * 24 * HOUR
+"""By now every world is over: calm comes within hours, and what a batch can lose is bounded."""
+
+SILENCE = 1.5 * HOUR
+"""How long a world goes on when all callers have what they came for, for what they left behind to be ended."""
+
+_PLATFORM = openai._base_client.get_platform()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A world that is over."""
+
+    seed: int
+    backend: str
+    plan: Plan
+    ledger: Ledger
+    violations: list[str]
+    seconds: float
+
+    @property
+    def command(self) -> str:
+        """What runs it again."""
+        return f"python -m tests.simulation --seed {self.seed} --backend {self.backend}"
+
+
+def simulate(seed: int, backend: str) -> Run:
+    """Run the world of a seed, and judge it."""
+    started = time.perf_counter()
+    seeded_globals(seed)
+    plan, ledger = draw(seed), Ledger()
+    files = _open_files()
+    with _listening(ledger), _counted_replies(ledger):
+        try:
+            run(backend, seed, _World(plan, ledger).live)
+        except HangsError as error:
+            ledger.complaints.append(str(error))
+    if _open_files() > files:
+        gc.collect()
+        if (left := _open_files() - files) > 0:
+            ledger.complaints.append(f"{left} files or sockets are left open")
+    found = violations(plan, ledger)
+    return Run(seed, backend, plan, ledger, found, time.perf_counter() - started)
+
+
+class _World:
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._left_to_go = len(plan.callers)
+        self._all_gone: anyio.Event | None = None
+
+    async def live(self, jump: Jump) -> None:
+        tasks = _tasks()
+        with anyio.move_on_after(LAST_DAY) as whole:
+            async with anyio.create_task_group() as group:
+                for at, seconds in self._plan.jumps:
+                    group.start_soon(self._leap, jump, at, seconds)
+                async with ScriptedServer(self._plan, self._ledger) as api:
+                    await self._with_client(api, group)
+                    self._take_stock(api)
+                group.cancel_scope.cancel()
+        self._ledger.stuck = whole.cancelled_caught
+        self._ledger.ended_at = anyio.current_time()
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        if (left := _tasks() - tasks) > 0 and not whole.cancelled_caught:
+            self._ledger.complaints.append(f"{left} tasks are left running")
+
+    async def _leap(self, jump: Jump, at: float, seconds: float) -> None:
+        await anyio.sleep(at)
+        now = anyio.current_time()
+        self._ledger.jumps.append((now, seconds))
+        self._ledger.faults["clock: leaps"] += 1
+        self._ledger.note(now, f"the clock leaps {seconds:.0f} s")
+        jump(seconds)
+
+    async def _with_client(self, api: ScriptedServer, group: anyio.abc.TaskGroup) -> None:
+        transport = FaultyTransport(self._plan, self._ledger, api, group)
+        client = BatchOpenAI(
+            api_key=KEY,
+            base_url="http://local/v1",
+            http_client=httpx.AsyncClient(transport=transport),
+            **self._plan.options,
+        )
+        client._platform = _PLATFORM  # else the SDK looks it up in a thread, which takes real time
+        self._all_gone = anyio.Event()
+        for caller in self._plan.callers:
+            group.start_soon(self._call, client, caller)
+        if self._plan.close_at is not None:
+            with anyio.move_on_after(self._plan.close_at):
+                await self._all_gone.wait()
+        else:
+            await self._all_gone.wait()
+            await anyio.sleep(SILENCE)
+        await self._close(client)
+        if self._left_to_go:
+            await self._all_gone.wait()
+        await anyio.sleep(60)  # for what the server was told last
+
+    async def _close(self, client: BatchOpenAI) -> None:
+        self._ledger.closed_from = anyio.current_time()
+        self._ledger.note(self._ledger.closed_from, "the client is closed")
+        await client.close()
+        self._ledger.note(anyio.current_time(), "closing is over")
+
+    async def _call(self, client: BatchOpenAI, plan: CallerPlan) -> None:
+        record = self._ledger.callers[plan.number] = CallerRecord(plan.number)
+        await anyio.sleep(plan.at)
+        scope = anyio.CancelScope()
+        if plan.leaves_after is not None:
+            scope.deadline = anyio.current_time() + plan.leaves_after
+        try:
+            with scope:
+                record.answer = await ask(client, plan)
+                record.result = "answer"
+        except Exception as error:  # noqa: BLE001 -- the verdict says which are rightful
+            record.result, record.error = "error", error
+        if scope.cancelled_caught:
+            record.result = "left"
+        record.at = anyio.current_time()
+        what = type(record.error).__name__ if record.error else ""
+        self._ledger.note(record.at, f"caller {plan.number}: {record.result} {what}")
+        self._left_to_go -= 1
+        if not self._left_to_go and self._all_gone is not None:
+            self._all_gone.set()
+
+    def _take_stock(self, api: ScriptedServer) -> None:
+        """Note how the server's batches stand, and what was bought in them."""
+        for record in self._ledger.batches.values():
+            record.status = api.status(record.id)
+            record.bought = frozenset(
+                line.split(b'"custom_id":"')[1].split(b'"')[0].decode()
+                for page in api.store.results(record.id, is_error=False, skip=0, stop=10**6)
+                for line in page.splitlines()
+            )
+
+
+async def ask(client: BatchOpenAI, plan: CallerPlan) -> object:
+    """One caller's question; what is compared of its answer."""
+    if plan.endpoint == "chat":
+        chat = await client.chat.completions.create(
+            model=plan.model, messages=[{"role": "user", "content": plan.prompt}]
+        )
+        return chat.choices[0].message.content
+    if plan.endpoint == "embeddings":
+        vectors = await client.embeddings.create(
+            model=plan.model, input=plan.prompt, dimensions=4, encoding_format="float"
+        )
+        return vectors.data[0].embedding
+    response = await client.responses.create(model=plan.model, input=plan.prompt)
+    return response.output_text
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return int(trio.lowlevel.current_statistics().tasks_living)
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- many times faster, and it runs for each world
+
+
+class _Listener(logging.Handler):
+    """Takes what the package logs: errors there are defects, and secrets have no place in it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(logging.WARNING)
+        self._ledger = ledger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f": {record.exc_info[1]!r}"
+        if record.levelno >= logging.ERROR:
+            self._ledger.complaints.append(f"logged as an error: {text}")
+        if "prompt-" in text or KEY in text:
+            self._ledger.complaints.append(f"a secret in the log: {text}")
+
+
+@contextmanager
+def _listening(ledger: Ledger) -> Iterator[None]:
+    listener = _Listener(ledger)
+    loggers = [logging.getLogger(name) for name in ("autobatcher", "asyncio")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(listener)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(listener)
+            logger.propagate = propagate
+
+
+@contextmanager
+def _counted_replies(ledger: Ledger) -> Iterator[None]:
+    """Watch that nobody is answered twice: a second answer to one that has its first would go unnoticed."""
+    module: Any = driver
+    make = module.new_reply
+    module.new_reply = lambda: _CountedReply(make(), ledger)
+    try:
+        yield
+    finally:
+        module.new_reply = make
+
+
+class _CountedReply:
+    def __init__(self, reply: Any, ledger: Ledger) -> None:
+        self._reply = reply
+        self._ledger = ledger
+        self._times = 0
+
+    def set(self, value: Any) -> None:
+        self._times += 1
+        if self._times > 1:
+            self._ledger.complaints.append("a caller was answered twice")
+        self._reply.set(value)
+
+    async def wait(self) -> Any:
+        return await self._reply.wait()
