@@ -13,9 +13,11 @@ from autobatcher.errors import (
     BatchFailedError,
     BatchProblem,
     ClientClosedError,
+    JournalError,
     RequestFailedError,
     RequestTooLargeError,
 )
+from autobatcher.journal import Journal
 
 __all__ = [
     "AsyncOpenAI",
@@ -26,6 +28,8 @@ __all__ = [
     "BatchOpenAI",
     "BatchProblem",
     "ClientClosedError",
+    "Journal",
+    "JournalError",
     "RequestFailedError",
     "RequestTooLargeError",
     "__version__",

@@ -15,6 +15,7 @@ import openai
 from autobatcher.options import BatchOptions
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Awaitable, Mapping
 
     from openai import NotGiven, Timeout
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from autobatcher._http import httpx
+    from autobatcher.journal import Journal
 
     class OpenAISignatures(openai.AsyncOpenAI):
         """`openai.AsyncOpenAI`, with the batch options."""
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
             max_active_batches: int | None = None,
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
+            journal: str | os.PathLike[str] | Journal | None = None,
         ) -> None: ...
 
         def copy(
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
             max_active_batches: int | NotGiven | None = ...,
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
+            journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
         ) -> Self: ...
 
         with_options = copy
@@ -130,6 +134,7 @@ if TYPE_CHECKING:
             max_active_batches: int | None = None,
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
+            journal: str | os.PathLike[str] | Journal | None = None,
         ) -> None: ...
 
         def copy(
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
             max_active_batches: int | NotGiven | None = ...,
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
+            journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
         ) -> Self: ...
 
         with_options = copy

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,20 @@ from urllib.parse import unquote
 import anyio
 import openai
 from openai._compat import cached_property, model_copy
+from openai._models import FinalRequestOptions
 
 from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
-from autobatcher.answers import Call, to_result
+from autobatcher.answers import Call, plain_result, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
+from autobatcher.core.outcomes import Closed
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
-from autobatcher.resources import Chat, Embeddings, Promise, Responses, unwinds
+from autobatcher.resources import Chat, Embeddings, Promise, Responses, plain_body, unwinds
 from autobatcher.runtime.pool import HttpPool
 
 if TYPE_CHECKING:
-    from openai._models import FinalRequestOptions
     from typing_extensions import Self
 
     from autobatcher._http import httpx
@@ -44,7 +46,10 @@ class Batching(openai.AsyncOpenAI):
         _batched: bool = True,
         **kwargs: Any,
     ) -> None:
-        options = BatchOptions(**{name: kwargs.pop(name) for name in BATCH_OPTIONS & kwargs.keys()})
+        given = {name: kwargs.pop(name) for name in BATCH_OPTIONS & kwargs.keys()}
+        if _parent is None and given.get("journal") is None:
+            given["journal"] = os.environ.get("AUTOBATCHER_JOURNAL") or None
+        options = BatchOptions(**given)
         super().__init__(**kwargs)
         self._complete()
         http_client = self.__dict__.pop("_client")
@@ -55,10 +60,11 @@ class Batching(openai.AsyncOpenAI):
         self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
         if _parent is not None and not self._owns_pool:
             self._pool, self._collectors = _parent._pool, _parent._collectors  # noqa: SLF001 -- as above
-            return
-        given = kwargs.get("http_client") is not None
-        self._pool = HttpPool(http_client, make=None if given else self._like(http_client))
-        self._collectors = Collectors()
+        else:
+            theirs = kwargs.get("http_client") is not None
+            self._pool = HttpPool(http_client, make=None if theirs else self._like(http_client))
+            self._collectors = Collectors()
+        self._collectors.record(options)  # a journal that cannot be used is told at once
 
     def _complete(self) -> None:
         """Called when the SDK's constructor is through."""
@@ -187,13 +193,55 @@ class Batching(openai.AsyncOpenAI):
         call = Call(path, asked, _without_body(request), cast_to, options, stream, stream_cls)
         return Promise(partial(self._answer, collector, entry, call))
 
-    async def _answer(self, collector: Collector, entry: Request, call: Call) -> Any:
-        started = anyio.current_time()
+    def _plain_answer(
+        self, path: str, cast_to: type, fields: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Any] | None:
+        """The same for a call whose arguments are the fields of its body, without the SDK's way to a request.
+
+        Returns None for one that needs the SDK.
+        """
+        body = plain_body(fields)
+        if body is None or not self._plain:
+            return None
+        collector = self._collector
+        entry = collector.entry(
+            self._line_url(path), fields["model"], body, weight=1, retries=self.max_retries
+        )
+        return self._answer(collector, entry, None, path, cast_to)
+
+    async def _answer(
+        self,
+        collector: Collector,
+        entry: Request,
+        call: Call | None,
+        path: str = "",
+        cast_to: Any = None,
+    ) -> Any:
+        # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
+        started = anyio.current_time() if call is not None else 0.0
+        driver = self._collectors.driver(collector)
+        if driver is None:
+            return await to_result(self, call or self._call(path, cast_to), entry.line, Closed(None), started)
         try:
-            outcome = await collector.submit(entry)
+            entry = driver.submit(entry)
         except OversizedError as error:
             raise RequestTooLargeError(str(error)) from None
-        return await to_result(self, call, entry.line, outcome, started)
+        try:
+            outcome = await entry.reply.wait()
+        except BaseException:
+            driver.leave(entry)
+            raise
+        if call is None:
+            result = plain_result(cast_to, outcome)
+            if result is not None:
+                return result
+        return await to_result(self, call or self._call(path, cast_to), entry.line, outcome, started)
+
+    def _call(self, path: str, cast_to: Any) -> Call:
+        """What the SDK would have made of a call that did not need it."""
+        options = FinalRequestOptions.construct(method="post", url=f"/{path}")
+        options.headers = {"Authorization": openai.Omit()}
+        return Call(path, {}, self._build_request(options), cast_to, options, stream=False, stream_cls=None)
 
     @property
     def _waits_outside(self) -> bool:
@@ -201,12 +249,17 @@ class Batching(openai.AsyncOpenAI):
         request = getattr(self.request, "__func__", None)
         return self._batched and request is _REQUEST
 
+    @property
+    def _plain(self) -> bool:
+        """Whether the fields of a call are its body, and validated answers are its results."""
+        return not self._strict_response_validation
+
     def _path(self, options: FinalRequestOptions) -> str:
         """Where a call goes below the base URL."""
         return options.url.removeprefix(str(self.base_url))
 
     def _line_url(self, path: str) -> str:
-        return line_url(self.base_url.path, path)
+        return line_url(self._base_url.raw_path, path)
 
     def _fields(self, _path: str, options: FinalRequestOptions) -> dict[str, Any]:
         """The fields of the body, merged as the SDK merges them."""
@@ -240,7 +293,7 @@ class Batching(openai.AsyncOpenAI):
 
     def _identity(self) -> tuple[Any, ...]:
         return (
-            self.base_url,
+            self._base_url,
             self._api_key_provider or self.api_key,
             self.organization,
             self.project,
@@ -312,11 +365,15 @@ class BatchOpenAI(OpenAISignatures, Batching):
         max_enqueued_tokens: prompt tokens of one model at the server at a time, estimated from bytes and corrected
             by the answers' usage; default None, any number.
         cancel_active_batches_on_close: whether `close` cancels the batches at the server; default False.
+        journal: a file that keeps requests, batches and answers, so that the same program, run again, goes on where
+            it was; or a `Journal` of one's own. Default: what the environment variable AUTOBATCHER_JOURNAL names,
+            or none.
         **kwargs: the arguments of `openai.AsyncOpenAI`.
 
     Raises:
         ValueError: a batch option makes no sense; the message says what is allowed.
         TypeError: a batch option is of a wrong type.
+        JournalError: the journal cannot be used: another process has it, it is none, or it is damaged.
         openai.OpenAIError: as from `openai.AsyncOpenAI`, such as for a missing API key.
     """
 
@@ -337,6 +394,10 @@ class BatchAzureOpenAI(AzureSignatures, Batching, openai.AsyncAzureOpenAI):
 
     Source: https://learn.microsoft.com/azure/foundry/openai/how-to/batch
     """
+
+    @property
+    def _plain(self) -> bool:
+        return False  # the model of a line depends on more than the call's fields
 
     def _complete(self) -> None:
         found = _OF_A_DEPLOYMENT.fullmatch(self.base_url.raw_path)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ import anyio
 from autobatcher.core.admission import Admission
 from autobatcher.core.engine import Engine
 from autobatcher.core.jsonl import encode_line
-from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.retry import PollSchedule
 from autobatcher.core.window import Limits, Request
 from autobatcher.logs import left_out, log_event, log_left_out
 from autobatcher.runtime.driver import Driver
+from autobatcher.runtime.record import Notes, Record, RecordedNotes, close_record, key_of, open_record
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
 from autobatcher.runtime.spool import Spool
 from autobatcher.runtime.upstream import Upstream
@@ -36,6 +37,8 @@ class Collectors:
     def __init__(self) -> None:
         self._known: list[tuple[object, Collector]] = []
         self._spool = Spool()
+        self._records: list[tuple[object, Record]] = []
+        self._finalizers: list[Callable[[], object]] = []
         self._told = False
         self.closed = False
 
@@ -52,10 +55,36 @@ class Collectors:
                 return collector
         # Copies come and go, some for a single call; what they leave behind goes when the next one comes.
         self._known = [(known, collector) for known, collector in self._known if not collector.retire()]
-        collector = Collector(sender, options, pool, self._spool)
+        collector = Collector(sender, options, pool, self._spool, self.record(options))
         collector.closed = self.closed
         self._known.append((identity, collector))
         return collector
+
+    def driver(self, collector: Collector) -> Driver | None:
+        """What submits a collector's requests in this event loop; None when all is closed.
+
+        A call may have been made before its collector was retired, and be awaited only now: then that is back.
+        """
+        if all(known is not collector for _, known in self._known):
+            collector.closed = self.closed
+            self._known.append((object(), collector))
+        return collector.driver()
+
+    def record(self, options: BatchOptions) -> Record | None:
+        """The open journal of these options.
+
+        Raises:
+            JournalError: it cannot be opened.
+        """
+        if options.journal is None:
+            return None
+        for journal, record in self._records:
+            if journal == options.journal:
+                return record
+        record = open_record(options.journal)
+        self._records.append((options.journal, record))
+        self._finalizers.append(weakref.finalize(self, close_record, record))
+        return record
 
     def note_left_out(self, headers: Any, query: Mapping[str, object]) -> None:
         """Say once in the log that what a call gives with its HTTP request has no place in a line."""
@@ -68,6 +97,8 @@ class Collectors:
         self.closed = True
         for _, collector in self._known:
             await collector.close()
+        for finalizer in self._finalizers:
+            finalizer()
 
 
 class Collector:
@@ -78,6 +109,7 @@ class Collector:
         options: when windows close, and what batches are created with.
         pool: gives up a loop's connections when the loop ends.
         spool: keeps large lines.
+        record: the journal, if there is one.
     """
 
     def __init__(
@@ -86,12 +118,15 @@ class Collector:
         options: BatchOptions,
         pool: HttpPool,
         spool: Spool,
+        record: Record | None,
     ) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
         self._upstream = Upstream(sender(max_retries=0), options.completion_window, metadata)
         self._options = options
         self._pool = pool
         self._spool = spool
+        self._record = record
+        self._base_url = str(self._upstream.client.base_url)
         self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.closed = False
@@ -119,6 +154,7 @@ class Collector:
             len(line),
             weight=weight,
             retries_left=retries,
+            key=b"" if self._record is None else key_of(self._base_url, endpoint, body),
         )
 
     def _engine(self) -> Engine:
@@ -133,7 +169,13 @@ class Collector:
             Admission(options.max_active_batches, options.max_enqueued_tokens),
             options.patience_seconds,
             random.random,
+            keeps=self._record is not None,
         )
+
+    def _notes(self, loop: Any) -> Notes:
+        if self._record is None:
+            return Notes()
+        return RecordedNotes(self._record, self._base_url, loop, self._spool.keep)
 
     def retire(self) -> bool:
         """End the tasks, if nothing is waiting or under way; whether they are ended."""
@@ -144,12 +186,13 @@ class Collector:
                 driver.retire()
             elif not is_dead(loop):
                 call_soon_in(loop, driver.retire)
+        self._drivers = {}
         return True
 
-    async def submit(self, request: Request) -> Outcome:
-        """What becomes of one request; errors as for `Driver.submit`."""
+    def driver(self) -> Driver | None:
+        """What submits requests in this event loop; None when all is closed."""
         if self.closed:
-            return Closed(None)
+            return None
         loop = current_loop()
         driver = self._drivers.get(loop)
         if driver is None:
@@ -159,8 +202,9 @@ class Collector:
                 self._upstream,
                 log_event,
                 functools.partial(self._release, loop),
+                self._notes(loop),
             )
-        return await driver.submit(request)
+        return driver
 
     async def close(self) -> None:
         """Give every waiting caller an error and end all tasks; those of other loops end by themselves."""

@@ -6,6 +6,7 @@ others share one base, which is an `openai.OpenAIError`, so that code that catch
     openai.OpenAIError
     └── AutobatcherError
         ├── ClientClosedError        the client was closed while the caller waited, or before it called
+        ├── JournalError             the journal cannot be used, or could not be written
         ├── RequestTooLargeError     (a ValueError) the request fits into no batch file
         └── BatchError               (an openai.APIError) carries batch_id
             ├── RequestFailedError   the server put an error in place of this request's response
@@ -29,6 +30,7 @@ __all__ = [
     "BatchFailedError",
     "BatchProblem",
     "ClientClosedError",
+    "JournalError",
     "RequestFailedError",
     "RequestTooLargeError",
 ]
@@ -43,11 +45,15 @@ class AutobatcherError(openai.OpenAIError):
 
 
 class ClientClosedError(AutobatcherError):
-    """The client is closed. `batch_id` names the batch that holds the request and goes on at the server, if any."""
+    """The client is closed. `batch_id` names the batch at the server that holds the request, if any."""
 
     def __init__(self, message: str, *, batch_id: str | None = None) -> None:
         super().__init__(message)
         self.batch_id = batch_id
+
+
+class JournalError(AutobatcherError):
+    """The journal cannot be used: another process has it, it is none, it is damaged, or its disk is full."""
 
 
 class RequestTooLargeError(AutobatcherError, ValueError):

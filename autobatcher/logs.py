@@ -48,7 +48,8 @@ def log_event(event: Event) -> None:
                 event.size,
             )
         case BatchSettled():
-            _log.info(
+            _log.log(
+                logging.WARNING if event.failed else logging.INFO,
                 "batch %s settled (%s): %s %s, %d answered, %d failed, %d sent again, %.1f s",
                 event.batch_id or "-",
                 event.status,
@@ -66,14 +67,9 @@ def log_event(event: Event) -> None:
                 event.requests,
                 event.reason,
             )
-        case CallRetried():
-            _log.warning(
-                "batch %s: %s failed (%s); next try in %.0f s",
-                event.batch_id or "-",
-                event.step,
-                event.reason,
-                event.delay,
-            )
+        case CallRetried(batch_id, step, reason, delay):
+            then = f"next try in {delay:.0f} s" if delay else "looking whether it was done all the same"
+            _log.warning("batch %s: %s failed (%s); %s", batch_id or "-", step, reason, then)
         case LinesIgnored():
             _log.warning(
                 "batch %s: %d result lines ignored: %s", event.batch_id or "-", event.lines, event.reason

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
+
+from autobatcher.journal import Journal
 
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY = 64
@@ -33,6 +36,8 @@ class BatchOptions:
             estimated from the requests' bytes, corrected by what the answers say. A single request that has more
             goes alone. None: any number.
         cancel_active_batches_on_close: whether closing the client cancels its batches at the server.
+        journal: where requests, batches and answers are kept for a later run: the path of a file, or a store of
+            one's own; None: nowhere.
 
     Raises:
         ValueError: a value that makes no sense; the message says what is allowed.
@@ -48,6 +53,7 @@ class BatchOptions:
     max_active_batches: int | None = None
     max_enqueued_tokens: int | None = None
     cancel_active_batches_on_close: bool = False
+    journal: str | os.PathLike[str] | Journal | None = None
 
     def __post_init__(self) -> None:
         _check_count("batch_size", self.batch_size)
@@ -67,6 +73,10 @@ class BatchOptions:
             raise TypeError(
                 f"cancel_active_batches_on_close must be a bool, not {self.cancel_active_batches_on_close!r}"
             )
+        if not isinstance(cast("object", self.journal), (str, os.PathLike, Journal, type(None))):
+            raise TypeError(f"journal must be a path or a Journal, not {self.journal!r}")
+        if self.journal == "":
+            raise ValueError("journal must not be empty: the path of a file")
 
 
 def _check_count(name: str, value: object) -> None:

@@ -15,15 +15,17 @@ import functools
 import inspect
 import os
 import pathlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import openai
+import orjson
 from openai._compat import cached_property
 from openai.resources import AsyncEmbeddings
 from openai.resources.chat import AsyncChat, AsyncCompletions
 from openai.resources.responses import AsyncResponses
+from openai.types.chat import ChatCompletion
 
 _unwinding: contextvars.ContextVar[bool] = contextvars.ContextVar("autobatcher_unwinding", default=False)
 
@@ -53,14 +55,21 @@ def unwinds() -> bool:
     return asked
 
 
+_known_sdks: dict[int, object] = {}
+"""By id, for a tracer's wrapper may pass itself off as equal to what it wraps; the functions stay, and so do the ids."""
+
+
 def is_sdks(function: object) -> bool:
     """Whether the SDK's own code is all there is to a function."""
-    while True:
-        if type(function) is not FunctionType or not function.__code__.co_filename.startswith(_SDK):
-            return False
-        if not hasattr(function, "__wrapped__"):
+    if function is not None and _known_sdks.get(id(function)) is function:
+        return True
+    inner = function
+    while type(inner) is FunctionType and inner.__code__.co_filename.startswith(_SDK):
+        if not hasattr(inner, "__wrapped__"):
+            _known_sdks[id(function)] = function
             return True
-        function = function.__wrapped__
+        inner = inner.__wrapped__
+    return False
 
 
 def _may_unwind(resource: Any, method: object) -> bool:
@@ -71,6 +80,55 @@ def _may_unwind(resource: Any, method: object) -> bool:
         and is_sdks(getattr(client.post, "__func__", None))
         and client._waits_outside  # noqa: SLF001 -- of this package's own client
     )
+
+
+_IGNORED = frozenset({"timeout"})
+"""Arguments of a call that mean nothing for a batched one."""
+
+_UNLESS_GIVEN = frozenset({"extra_headers", "extra_query", "extra_body", "stream", "stream_options"})
+"""Arguments that take a call the SDK's way, unless they are None or not given."""
+
+
+def _fields(method: Any, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of the body that these arguments of the SDK's method make; None if it takes more to tell."""
+    fields = {}
+    order = _order(method)
+    if not arguments.keys() <= order.keys():
+        return None
+    for name in sorted(arguments, key=order.__getitem__):
+        value = arguments[name]
+        if isinstance(value, (openai.Omit, openai.NotGiven)) or name in _IGNORED:
+            continue
+        if name in _UNLESS_GIVEN:
+            if value is not None:
+                return None
+            continue
+        fields[name] = value
+    return fields if type(fields.get("model")) is str else None
+
+
+@functools.cache
+def _order(method: Any) -> dict[str, int]:
+    """The names of a method's arguments, in the order in which the SDK makes a body of them."""
+    names = list(inspect.signature(method).parameters)
+    return {name: place for place, name in enumerate(names[1:])}
+
+
+_ENCODING = (
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+
+
+def plain_body(fields: Mapping[str, Any]) -> bytes | None:
+    """The body as JSON text in UTF-8; None if it takes more to make, such as of pydantic objects and iterators.
+
+    orjson writes NaN, which is no JSON and which the SDK refuses, as null: such a body is the SDK's to make.
+    """
+    try:
+        body = orjson.dumps(fields, option=_ENCODING)
+    except TypeError:  # orjson's own
+        return None
+    return None if b"null" in body else body
 
 
 def _begun(call: Coroutine[Any, Any, Any], start: Callable[[], Any]) -> Any:
@@ -125,12 +183,22 @@ def _outside(cls: type, name: str) -> Any:
 class Completions(AsyncCompletions):
     """Chat completions."""
 
+    _client: Any
+
     @_like(AsyncCompletions.create)
     def create(self, *args: Any, **kwargs: Any) -> Any:
         """As in the SDK, where it is no coroutine function either: the arguments are let go at the call."""
+        may_unwind = _may_unwind(self, AsyncCompletions.create)
+        if may_unwind and not args and "messages" in kwargs:
+            fields = _fields(AsyncCompletions.create, kwargs)
+            plain = fields and self._client._plain_answer(  # noqa: SLF001 -- this package's own client
+                "chat/completions", ChatCompletion, fields
+            )
+            if plain:
+                return plain
         start = functools.partial(super().create, *args, **kwargs)
         call = start()
-        if not _may_unwind(self, AsyncCompletions.create):
+        if not may_unwind:
             return call
         try:
             begun = _begun(call, start)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typer import Typer
 
-COMMANDS = ("local", "demo")
+COMMANDS = ("local", "demo", "journal")
 """Each is the function of that name in the module of that name, here."""
 
 _EXTRAS = frozenset({"typer", "rich", "starlette", "uvicorn", "python_multipart"})

@@ -81,6 +81,8 @@ class Batch:
         final: whether its files are read for the end.
         rereads: how often they have been read again.
         answered, failed, resent: what became of its requests.
+        number: in the journal, if there is one.
+        restored: whether an earlier run made it.
     """
 
     endpoint: str
@@ -107,6 +109,8 @@ class Batch:
     answered: int = 0
     failed: int = 0
     resent: int = 0
+    number: int | None = None
+    restored: bool = False
 
     @classmethod
     def of(
@@ -120,6 +124,35 @@ class Batch:
             batch.size += request.size
             batch.tokens += request.tokens
         batch.waiting = len(batch.entries)
+        return batch
+
+    @classmethod
+    def restored_from(
+        cls,
+        endpoint: str,
+        model: str,
+        entries: dict[str, Request | None],
+        *,
+        number: int,
+        file_id: str | None,
+        batch_id: str | None,
+        age: float,
+        now: float,
+    ) -> Batch:
+        """A batch that an earlier run made, `age` seconds ago if it is known to exist."""
+        batch = cls(endpoint, model, entries, closed_at=now - age, not_before=now)
+        batch.number, batch.restored = number, True
+        for request in batch.requests:
+            request.place = batch
+            batch.waiting += 1
+        batch.file_id = file_id
+        batch.due = now
+        if batch_id is None:
+            batch.step = Step.LOOK_UP
+        else:
+            batch.step = Step.POLL
+            batch.created_at = now - age
+            batch.snapshot = Snapshot(batch_id, "unknown")
         return batch
 
     @property

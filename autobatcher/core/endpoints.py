@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 BATCHED = frozenset({"chat/completions", "embeddings", "responses"})
 
-_VERSION = re.compile(r"/(v\d+[^/]*)/?$")
+_VERSION = re.compile(rb"/(v\d+[^/]*)/?$")
 
 
 def batched_path(method: str, path: str) -> str | None:
@@ -24,14 +25,15 @@ def model_name(body: Mapping[str, Any]) -> str:
     return str.__str__(model) if isinstance(model, str) else str(model)
 
 
-def line_url(base_path: str, path: str) -> str:
+@functools.lru_cache(maxsize=64)
+def line_url(base_path: bytes, path: str) -> str:
     """The url of a line: the API's version, which ends the path of the base URL ("v1" if none does), then the path.
 
     Servers name the operation this way whatever stands before the version: OpenAI and Doubleword (/v1), Groq
     (/openai/v1), Zhipu (/api/paas/v4).
     """
     version = _VERSION.search(base_path)
-    return f"/{version[1] if version else 'v1'}/{path}"
+    return f"/{version[1].decode() if version else 'v1'}/{path}"
 
 
 def weight(path: str, body: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from autobatcher.core.messages import (
     Create,
     Created,
     Effect,
+    Ended,
     Failed,
     Fetch,
     Fetched,
@@ -60,8 +61,10 @@ from autobatcher.core.retry import (
     MAX_SPENT,
     ODD_ANSWERS,
     REREADS,
+    RESTART_SECONDS,
     PollSchedule,
     WholeFailure,
+    is_success,
     judge_failed,
     may_pass,
 )
@@ -84,6 +87,8 @@ class Engine:
         polls: how often a batch is looked at.
         admission: how much may be at the server.
         patience: seconds for which a call may fail on end, in ways that may pass, before its batch is given up.
+        keeps: whether answers that nobody waits for are kept: then a request that is at the server stays there when its
+            caller leaves.
         spread: a number from 0 to 1 at each call, so that clients that were stopped together do not come back so.
     """
 
@@ -92,6 +97,7 @@ class Engine:
     admission: Admission = field(default_factory=Admission)
     patience: float = 86_400.0
     spread: Callable[[], float] = lambda: 0.0
+    keeps: bool = False
     windows: dict[tuple[str, str, int], Window] = field(default_factory=dict, repr=False)
     batches: dict[int, Batch] = field(default_factory=dict, repr=False)
 
@@ -115,10 +121,18 @@ class Engine:
             if not place.requests:
                 del self.windows[_key(request)]
         elif isinstance(place, Batch):
+            if self.keeps and place.step not in (Step.QUEUED, Step.UPLOAD):
+                request.wanted = False
+                return []
             place.take(request.custom_id)
             place.gone += 1
             return self._if_deserted(place, now)
         return []
+
+    def restore(self, batch: Batch, now: float) -> list[Effect]:
+        """Go on with a batch of an earlier run."""
+        self.batches[id(batch)] = batch
+        return self._if_deserted(batch, now)
 
     def _gather(self, request: Request, now: float, closes_at: float) -> None:
         key = _key(request)
@@ -222,7 +236,7 @@ class Engine:
 
     def give_up(self, batch: Batch, cause: object, now: float) -> list[Effect]:
         """Settle everybody in this batch with an error that no rule provides for."""
-        return [] if batch.step is Step.SETTLED else self._finish(batch, now, CallFailed(cause))
+        return [] if batch.step is Step.SETTLED else self._finish(batch, now, CallFailed(cause), over=False)
 
     def close(self, now: float, *, cancel: bool = False) -> list[Effect]:
         """Settle whoever still waits.
@@ -237,9 +251,10 @@ class Engine:
         self.windows.clear()
         for batch in list(self.batches.values()):
             if not cancel or batch.step in (Step.QUEUED, Step.UPLOAD):  # nothing can be at the server
-                effects += self._finish(batch, now, Closed(batch.id))
+                effects += self._finish(batch, now, Closed(batch.id), over=False)
                 continue
-            effects += [Settle(request, Closed(batch.id)) for request in batch.take_all()]
+            closed = Closed(batch.id, cancelling=True)
+            effects += [Settle(request, closed) for request in batch.take_all()]
             batch.gone += 1
             effects += self._if_deserted(batch, now)
         return effects
@@ -264,10 +279,13 @@ class Engine:
     def _not_there(self, batch: Batch, now: float) -> list[Effect]:
         if batch.looks_since is None:
             batch.looks_since = now
-        if now - batch.looks_since < LOOK_UP_SECONDS:
-            batch.due = now + LOOK_UP_INTERVAL
+        left = batch.looks_since + (RESTART_SECONDS if batch.restored else LOOK_UP_SECONDS) - now
+        if left > 0:
+            batch.due = now + min(left, LOOK_UP_INTERVAL)
             return []
-        if batch.stumbles[Step.CREATE].spent > self.patience:
+        if not any(request.wanted for request in batch.requests):
+            return self._finish(batch, now, Closed(None))
+        if Step.CREATE in batch.stumbles and batch.stumbles[Step.CREATE].spent > self.patience:
             return self._finish(batch, now, CallFailed(batch.doubt))
         batch.looks_since = None
         self._go(batch, Step.CREATE, now)
@@ -280,13 +298,15 @@ class Engine:
         batch.snapshot = snapshot
         if snapshot.status in TERMINAL_STATUSES:
             if not batch.final:
-                batch.final = True
                 batch.read.clear()
                 batch.stumbles.pop(Step.FETCH, None)  # of looks before the end, on which nothing hung
+            batch.final = True
             if not snapshot.file_ids:
                 return self._adds_up(batch, now)
             self._go(batch, Step.FETCH, now)
-        elif snapshot.file_ids and batch.resumes:
+            return []
+        batch.final = False  # an end can be taken back, by a server of several minds
+        if snapshot.file_ids and batch.resumes:
             self._go(batch, Step.FETCH, now)
         else:
             batch.due = now + self.polls.interval(now - batch.created_at)
@@ -315,7 +335,7 @@ class Engine:
                 malformed += 1
                 continue
             if custom_id not in batch.entries:
-                unknown += 1
+                unknown += not batch.restored  # of which only the unanswered lines are known
                 continue
             request = batch.take(custom_id)
             if request is None:  # read before, doubled, or its caller has left
@@ -336,6 +356,8 @@ class Engine:
     @staticmethod
     def _goes_again(request: Request, outcome: Outcome) -> bool:
         """Whether this is no answer to settle with; counts against the request."""
+        if not request.wanted:
+            return False
         if isinstance(outcome, LineFailed):
             if outcome.code == EXPIRED and request.losses < MAX_LOSSES:
                 request.losses += 1
@@ -352,7 +374,7 @@ class Engine:
     def _settle(self, batch: Batch, request: Request, outcome: Outcome) -> Settle:
         if isinstance(outcome, LineFailed):
             outcome = LineFailed(outcome.code, outcome.message, batch.id)
-        if isinstance(outcome, Answer) and outcome.status < 400:  # noqa: PLR2004 -- HTTP's errors begin here
+        if isinstance(outcome, Answer) and is_success(outcome.status):
             batch.answered += 1
             if self.admission.max_tokens is not None and (tokens := prompt_tokens(outcome.body)):
                 self.admission.measure(request.model, request.size, tokens)
@@ -422,7 +444,7 @@ class Engine:
 
     def _again(self, batch: Batch, now: float, reason: str, parts: int = 1) -> list[Effect]:
         """Send what is left of a batch as another, or as several."""
-        requests = batch.take_all()
+        requests = [request for request in batch.take_all() if request.wanted]
         if not requests:
             return []
         length = -(-len(requests) // parts)
@@ -436,7 +458,7 @@ class Engine:
 
     def _lost(self, batch: Batch, now: float, reason: str) -> list[Effect]:
         """Send on what this batch left unanswered, unless that has happened to it too often."""
-        lost = [request for request in batch.requests if request.losses < MAX_LOSSES]
+        lost = [request for request in batch.requests if request.wanted and request.losses < MAX_LOSSES]
         for request in lost:
             batch.take(request.custom_id)
             request.losses += 1
@@ -452,8 +474,10 @@ class Engine:
         problems = () if batch.snapshot is None else batch.snapshot.problems
         return Unanswered(batch.id or "", self._status(batch), problems)
 
-    def _finish(self, batch: Batch, now: float, outcome: Outcome | None = None) -> list[Effect]:
-        """The one end of a batch; whoever is left in it gets this outcome."""
+    def _finish(
+        self, batch: Batch, now: float, outcome: Outcome | None = None, *, over: bool = True
+    ) -> list[Effect]:
+        """The one end of a batch; whoever is left in it gets this outcome. `over`: at the server as well."""
         effects: list[Effect] = []
         for request in batch.take_all():
             if outcome is None:
@@ -474,7 +498,7 @@ class Engine:
             resent=batch.resent,
             duration=now - batch.closed_at,
         )
-        return [*effects, Publish(settled)]
+        return [*effects, Publish(settled), *([Ended(batch)] if over else [])]
 
     # A call fails.
 
@@ -493,8 +517,11 @@ class Engine:
         if not early and not (self._may_go_on(step, trouble, stumbles) and stumbles.spent <= self.patience):
             if step is Step.CANCEL:
                 return self._finish(batch, now)
-            cause = batch.doubt if step is Step.LOOK_UP else failure.cause
-            return self._finish(batch, now, CallFailed(cause))
+            if batch.restored and trouble is Trouble.NOT_FOUND and step is not Step.LOOK_UP:
+                effects = self._lost(batch, now, "the server no longer knows the batch of an earlier run")
+                return effects + self._finish(batch, now, CallFailed(failure.cause))
+            cause = failure.cause if step is not Step.LOOK_UP or batch.doubt is None else batch.doubt
+            return self._finish(batch, now, CallFailed(cause), over=step in (Step.UPLOAD, Step.CREATE))
         delay = CALLS.delay(stumbles.count, self.spread())
         if failure.retry_after is not None:
             delay = max(delay, min(failure.retry_after, MAX_RETRY_AFTER))
@@ -521,8 +548,8 @@ class Engine:
                 return most is None or stumbles.alike < most
             case Trouble.NOT_FOUND if step is Step.CREATE:
                 return stumbles.alike < FILE_LOOKS
-        # A batch that is paid for is not given up on one word.
-        return step in (Step.POLL, Step.FETCH) and not (
+        # A batch that is paid for, or may be, is not given up on one word.
+        return step in (Step.LOOK_UP, Step.POLL, Step.FETCH) and not (
             stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
         )
 

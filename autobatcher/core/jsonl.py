@@ -42,20 +42,15 @@ class MalformedLineError(ValueError):
 
 
 class _Response(msgspec.Struct):
-    status_code: int = 0
-    request_id: str | None = None
+    status_code: Any = 0
+    request_id: Any = None
     body: msgspec.Raw = msgspec.Raw()
-
-
-class _Error(msgspec.Struct):
-    code: str | None = None
-    message: str | None = None
 
 
 class _Line(msgspec.Struct):
     custom_id: str
     response: _Response | None = None
-    error: _Error | None = None
+    error: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -68,6 +63,33 @@ def _decode_leniently(line: bytes) -> _Line:
         response = loaded["response"]
         response["body"] = msgspec.Raw(json.dumps(response.get("body")).encode())
     return msgspec.convert(loaded, _Line)
+
+
+def _status(given: object) -> int:
+    """An HTTP status, also one in a string or with a decimal point; 0 if it is none."""
+    if type(given) is int:
+        return given
+    if isinstance(given, float) and given.is_integer():
+        return int(given)
+    return int(given) if isinstance(given, str) and len(given) == 3 and given.isdecimal() else 0  # noqa: PLR2004 -- HTTP
+
+
+def _request_id(given: object) -> str | None:
+    """One that can be a header."""
+    return given if isinstance(given, str) and given.isascii() and given.isprintable() else None
+
+
+def _failed(error: object) -> LineFailed | None:
+    """What an error object says, or a mere text in its place."""
+    if isinstance(error, str) and error:
+        return LineFailed(None, error[:MAX_MESSAGE])
+    if not isinstance(error, dict):
+        return None
+    code, message = error.get("code"), error.get("message")
+    return LineFailed(
+        None if code is None else str(code)[:MAX_CODE],
+        str(message)[:MAX_MESSAGE] if message else "the request failed",
+    )
 
 
 def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
@@ -89,14 +111,10 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
     except (ValueError, RecursionError) as error:  # among them msgspec's and json's own
         raise MalformedLineError(str(error)) from None
     response = decoded.response
-    if response is not None and 100 <= response.status_code <= 599:  # noqa: PLR2004 -- HTTP's range
-        request_id = response.request_id
-        if request_id is not None and not (request_id.isascii() and request_id.isprintable()):
-            request_id = None  # it becomes a header
-        return decoded.custom_id, Answer(response.status_code, request_id, bytes(response.body))
-    if decoded.error is not None:
-        code, message = decoded.error.code, decoded.error.message or "the request failed"
-        return decoded.custom_id, LineFailed(code and code[:MAX_CODE], message[:MAX_MESSAGE])
+    if response is not None and 100 <= (status := _status(response.status_code)) <= 599:  # noqa: PLR2004 -- HTTP's range
+        return decoded.custom_id, Answer(status, _request_id(response.request_id), bytes(response.body))
+    if (failed := _failed(decoded.error)) is not None:
+        return decoded.custom_id, failed
     raise MalformedLineError("neither a response nor an error")
 
 

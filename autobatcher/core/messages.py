@@ -150,5 +150,12 @@ class Publish:
     event: Event
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Nothing more is to be expected of this batch at the server, now or in a later run."""
+
+    batch: Batch
+
+
 Call = Upload | Create | LookUp | Poll | Fetch | Cancel
-Effect = Call | Settle | Publish
+Effect = Call | Settle | Publish | Ended

@@ -52,9 +52,13 @@ class CallFailed:
 
 @dataclass(frozen=True)
 class Closed:
-    """The client was closed while the caller waited; `batch_id` is the batch left at the server, if there is one."""
+    """The client was closed while the caller waited.
+
+    `batch_id` is the batch at the server, if there is one; `cancelling`: the server is asked to cancel it.
+    """
 
     batch_id: str | None
+    cancelling: bool = False
 
 
 Outcome = Answer | LineFailed | Unanswered | CallFailed | Closed

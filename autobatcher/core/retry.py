@@ -28,6 +28,9 @@ made: the lost request may still be on its way, and lists may lag."""
 
 LOOK_UP_INTERVAL = 15.0
 
+RESTART_SECONDS = 5.0
+"""The same for a batch of an earlier run: the process that asked is gone, and its connection with it."""
+
 LOST_SECONDS = 900.0
 """For how long the server may say on end that it does not know a batch, or refuses to tell, before it is believed; it has then said so at least `LOST_TIMES` times."""
 
@@ -160,3 +163,8 @@ def judge_failed(problems: Sequence[BatchProblem], lines: int) -> WholeFailure:
 def may_pass(status: int) -> bool:
     """Whether the same request may well succeed later after an answer of this HTTP status."""
     return status in (408, 409, 429) or status >= 500  # noqa: PLR2004 -- HTTP's server errors
+
+
+def is_success(status: int) -> bool:
+    """Whether an answer of this HTTP status is what was asked for."""
+    return 200 <= status < 300  # noqa: PLR2004 -- HTTP's successes

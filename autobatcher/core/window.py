@@ -36,6 +36,12 @@ class Request:
     """How often it was in a batch before."""
     tokens: float = 0.0
     """Estimated, if anybody counts them."""
+    key: bytes = b""
+    """In a journal, what it shares with equal requests; empty without one."""
+    n: int = 0
+    """In a journal, which of the equal requests it is."""
+    wanted: bool = True
+    """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
     place: Any = field(default=None, repr=False)
     """The window or the batch that it is in; None once it is settled."""
 

@@ -6,17 +6,19 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
 
 import anyio
 
 from autobatcher.core import messages as core
 from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
-from autobatcher.core.outcomes import Closed, Outcome
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, Outcome
+from autobatcher.core.retry import is_success
 from autobatcher.core.window import Request
+from autobatcher.errors import JournalError
 from autobatcher.events import Event
-from autobatcher.runtime.spawn import Reply, new_reply, spawn_root
+from autobatcher.runtime.record import Notes
+from autobatcher.runtime.spawn import clock, replies, spawn_root
 from autobatcher.runtime.upstream import Upstream, UpstreamError
 
 _log = logging.getLogger("autobatcher")
@@ -37,37 +39,59 @@ class Driver:
         upstream: Upstream,
         publish: Callable[[Event], None],
         release: Callable[[], Awaitable[None]],
+        notes: Notes,
     ) -> None:
         self._engine = engine
         self._upstream = upstream
         self._publish = publish
         self._release = release
+        self._notes = notes
         self._calls: deque[core.Call] = deque()
         self._uploads = anyio.CapacityLimiter(TRANSFERS)
         self._downloads = anyio.CapacityLimiter(TRANSFERS)
         self._wake = anyio.Event()
         self._stopping = False
         self._cancelling = False
+        self._new_reply = replies()
+        self._now = clock()
+        now = self._now()
+        for batch in notes.restored(now):
+            self._apply(engine.restore(batch, now))
         self._join = spawn_root(self._run)
 
-    async def submit(self, request: Request) -> Outcome:
-        """Put a request into the next batch and wait for what becomes of it.
+    def submit(self, request: Request) -> Request:
+        """Put a request into the next batch. Then wait for its `reply`, and call `leave` if that is cut short.
+
+        Returns:
+            The request to wait for: with a journal it may be the same one of an earlier caller or run.
 
         Raises:
             OversizedError: it fits into no file.
+            JournalError: it cannot be looked up.
         """
+        reply = request.reply = self._new_reply()
         if self._stopping:
-            return Closed(None)
-        reply: Reply[Any] = new_reply()
-        request.reply = reply
-        self._engine.accept(request, anyio.current_time())
-        self._wake.set()
-        try:
-            return cast("Outcome", await reply.wait())
-        except BaseException:
-            self._apply(self._engine.abandon(request, anyio.current_time()))
+            reply.set(Closed(None))
+            return request
+        answer = self._notes.known(request)
+        if answer is not None:
+            reply.set(answer)
+            return request
+        request = self._notes.joined(request)
+        if request.place is None:
+            try:
+                self._engine.accept(request, self._now())
+            except BaseException:
+                self._notes.left(request)
+                raise
             self._wake.set()
-            raise
+        return request
+
+    def leave(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+        self._apply(self._engine.abandon(request, self._now()))
+        self._notes.left(request)
+        self._wake.set()
 
     @property
     def idle(self) -> bool:
@@ -95,7 +119,7 @@ class Driver:
                 while not self._stopping:
                     await self._turn(tasks)
                 if self._cancelling:
-                    self._apply(self._engine.close(anyio.current_time(), cancel=True))
+                    self._apply(self._engine.close(self._now(), cancel=True))
                     with anyio.move_on_after(CANCEL_SECONDS):
                         while self._engine.batches:
                             await self._turn(tasks)
@@ -103,17 +127,18 @@ class Driver:
         except Exception as error:  # noqa: BLE001 -- a defect must not leave callers waiting
             _log.exception("the batching task failed; every waiting call gets the error")
             for batch in list(self._engine.batches.values()):
-                self._apply(self._engine.give_up(batch, error, anyio.current_time()))
+                self._apply(self._engine.give_up(batch, error, self._now()))
         finally:
             self._stopping = True
-            self._apply(self._engine.close(anyio.current_time()))
+            self._notes.stop(self._engine.batches.values())
+            self._apply(self._engine.close(self._now()))
             with anyio.CancelScope(shield=True):
                 await self._release()
 
     async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what is due, and wait until there is more to do."""
         self._wake = anyio.Event()
-        self._apply(self._engine.wake(anyio.current_time()))
+        self._apply(self._engine.wake(self._now()))
         while self._calls:
             tasks.start_soon(self._perform, self._calls.popleft())
         wakeup = self._engine.next_wakeup()
@@ -121,14 +146,43 @@ class Driver:
             await self._wake.wait()
 
     def _apply(self, effects: list[core.Effect]) -> None:
+        lost = self._keep(effects)
         for effect in effects:
             match effect:
                 case core.Settle(request, outcome):
-                    request.reply.set(outcome)
+                    kept = is_kept(outcome)
+                    if not kept or lost is not None:
+                        self._notes.failed(request)
+                    if request.reply is not None:
+                        request.reply.set(outcome if not kept or lost is None else CallFailed(lost))
+                case core.Ended(batch):
+                    self._end(batch)
                 case core.Publish(event):
                     self._publish(event)
                 case _:  # a call: only the root's children make them, in no caller's context
                     self._calls.append(effect)
+
+    def _keep(self, effects: list[core.Effect]) -> JournalError | None:
+        """Write the answers down before anybody has them; the error, if that fails."""
+        answers = [
+            (effect.request, effect.outcome)
+            for effect in effects
+            if isinstance(effect, core.Settle)
+            and isinstance(effect.outcome, Answer)
+            and is_kept(effect.outcome)
+        ]
+        try:
+            if answers:
+                self._notes.keep(answers)
+        except JournalError as error:
+            return error
+        return None
+
+    def _end(self, batch: Batch) -> None:
+        try:
+            self._notes.ended(batch)
+        except JournalError as error:  # nobody's call: the next run looks at the batch once more
+            _log.warning("batch %s: its end is not in the journal: %s", batch.id or "-", error)
 
     async def _perform(self, call: core.Call) -> None:
         batch = call.batch
@@ -139,14 +193,16 @@ class Driver:
                 self._report(await self._made(call))
         except UpstreamError as error:
             self._report(core.Failed(batch, error.failure))
+        except JournalError as error:
+            self._give_up(batch, error)
         except Exception as error:  # noqa: BLE001 -- a defect in one batch's call must not end the others
             _log.exception("batch %s: a call failed unexpectedly", batch.id)
-            self._apply(self._engine.give_up(batch, error, anyio.current_time()))
-            self._wake.set()
+            self._give_up(batch, error)
 
     async def _upload(self, batch: Batch) -> None:
         async with self._uploads:
             if lines := batch.lines():
+                self._notes.begin(batch, lines)
                 self._report(core.Uploaded(batch, await self._upstream.upload(lines)))
 
     async def _made(
@@ -174,9 +230,19 @@ class Driver:
         async for piece in self._upstream.read_lines(file_id, skip):
             self._report(core.LinesRead(call.batch, file_id, piece.lines, piece.last, piece.resumes))
 
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        self._apply(self._engine.give_up(batch, error, self._now()))
+        self._wake.set()
+
     def _report(self, report: core.Report) -> None:
-        self._apply(self._engine.handle(report, anyio.current_time()))
+        self._notes.note(report)
+        self._apply(self._engine.handle(report, self._now()))
         self._wake.set()  # the next poll may be due before anything that was known until now
+
+
+def is_kept(outcome: Outcome) -> bool:
+    """Whether an outcome is one that a journal keeps: an answer, and no error."""
+    return isinstance(outcome, Answer) and is_success(outcome.status)
 
 
 async def _nothing() -> None:

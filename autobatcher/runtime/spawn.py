@@ -18,10 +18,11 @@ T = TypeVar("T")
 
 def current_loop() -> Any:
     """A hashable that stands for the running event loop; None outside of one."""
+    if sniffio.thread_local.name == "trio":  # which trio sets while its tasks run, also as a guest of asyncio
+        return _trio().lowlevel.current_trio_token()
     try:
-        backend = sniffio.current_async_library()
-        return _trio().lowlevel.current_trio_token() if backend == "trio" else asyncio.get_running_loop()
-    except (sniffio.AsyncLibraryNotFoundError, RuntimeError):  # the library may be named while no loop runs
+        return asyncio.get_running_loop()
+    except RuntimeError:
         return None
 
 
@@ -53,7 +54,7 @@ class Reply(Protocol[T]):
     def set(self, value: T) -> None:
         """Wake the waiter; of no effect when it has gone."""
 
-    async def wait(self) -> T:
+    def wait(self) -> Awaitable[T]:
         """The value, as soon as it is set."""
 
 
@@ -67,8 +68,8 @@ class _AsyncioReply:
         if not self._future.done():
             self._future.set_result(value)
 
-    async def wait(self) -> Any:
-        return await self._future
+    def wait(self) -> Awaitable[Any]:
+        return self._future  # itself, for a coroutine around it would cost each waiting call its memory
 
 
 class _TrioReply:
@@ -102,9 +103,17 @@ class _TrioReply:
         return self._value
 
 
-def new_reply() -> Reply[Any]:
-    """A reply for the current backend."""
-    return _TrioReply() if sniffio.current_async_library() == "trio" else _AsyncioReply()
+def replies() -> Callable[[], Reply[Any]]:
+    """Makes replies for the current backend."""
+    return _TrioReply if sniffio.current_async_library() == "trio" else _AsyncioReply
+
+
+def clock() -> Callable[[], float]:
+    """Tells the time of the running event loop, in seconds."""
+    if sniffio.current_async_library() == "trio":
+        now: Callable[[], float] = _trio().current_time
+        return now
+    return asyncio.get_running_loop().time
 
 
 def spawn_root(function: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

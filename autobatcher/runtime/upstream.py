@@ -165,8 +165,10 @@ class Upstream:
                     if lines := splitter.feed(chunk):
                         last += len(lines)
                         yield Piece([line for line in lines if line.strip()], last, resumes)
-                if rest := splitter.rest():
-                    yield Piece([rest], last + 1, resumes)
+                if (
+                    rest := splitter.rest()
+                ):  # a line that may be cut short: it counts when its newline was seen
+                    yield Piece([rest], last, resumes)
         except Exception as error:
             raise translated(error) from error
 
@@ -204,6 +206,8 @@ def translated(error: Exception) -> UpstreamError:
     match error:
         case openai.APIStatusError():
             trouble, reason = _trouble(error), f"status {error.status_code}"
+            if _is_name(error.code):
+                reason += f", {error.code}"
             return UpstreamError(Failure(trouble, error, reason, _retry_after(error.response.headers)))
         case openai.APIConnectionError():
             unsent = type(error.__cause__).__name__ in _UNSENT

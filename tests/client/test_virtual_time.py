@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from autobatcher import BatchError, BatchOpenAI, RequestTooLargeError
+from autobatcher import BatchError, BatchOpenAI, ClientClosedError, RequestTooLargeError
 from autobatcher.local import LocalBatchAPI, LocalConfig
 
 pytestmark = pytest.mark.anyio
@@ -119,3 +119,40 @@ async def test_metadata_and_window_reach_the_server() -> None:
         assert batch.completion_window == "1h"
         listed = await client.files.retrieve(batch.input_file_id)
         assert listed.purpose == "batch"
+
+
+async def test_calls_of_several_senders_that_are_made_before_any_is_awaited() -> None:
+    async with running() as (client, api):
+        assert "warm" in await ask(client, "warm")
+        senders = [client, client.with_options(completion_window="1h"), client]
+        said: Any = [{"role": "user", "content": "hello"}]
+        calls = [sender.chat.completions.create(model="m", messages=said) for sender in senders]
+        answers: list[Any] = []
+
+        async def note(call: Any) -> None:
+            answers.append(await call)
+
+        async with anyio.create_task_group() as tasks:
+            for call in calls:
+                tasks.start_soon(note, call)
+        assert ["hello" in str(answer.choices[0].message.content) for answer in answers] == [True] * 3
+        assert sum(api.executed.values()) == 4
+
+
+async def test_closing_reaches_a_call_whose_sender_had_rested() -> None:
+    async with running({"latency_seconds": 3600}) as (client, _):
+        said: Any = [{"role": "user", "content": "hello"}]
+        call = client.chat.completions.create(model="m", messages=said)
+        client.with_options(completion_window="1h").chat.completions.create(model="m", messages=said).close()
+        errors: list[Exception] = []
+
+        async def note() -> None:
+            with pytest.raises(ClientClosedError) as caught:
+                await call
+            errors.append(caught.value)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(note)
+            await anyio.sleep(60)
+            await client.close()
+        assert "goes on at the server" in str(errors[0])

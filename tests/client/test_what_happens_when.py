@@ -1007,7 +1007,6 @@ NO_ANSWERS: dict[str, Any] = {
     "odd-custom-id": _line(lambda line: {**line, "custom_id": 7}),
     "no-response": _line(lambda line: {**line, "response": None}),
     "odd-response": _line(lambda line: {**line, "response": "fine"}),
-    "odd-error": _line(lambda line: {**line, "response": None, "error": "bad"}),
     "status-0": lambda line: replied(line.custom_id, completion(line.text), 0),
     "status--1": lambda line: replied(line.custom_id, completion(line.text), -1),
     "status-700": lambda line: replied(line.custom_id, completion(line.text), 700),

@@ -17,6 +17,7 @@ from autobatcher.core.messages import (
     Create,
     Created,
     Effect,
+    Ended,
     Failed,
     Fetch,
     Fetched,
@@ -59,6 +60,7 @@ class Rig:
         self.calls: list[Call] = []
         self.settled: dict[str, Outcome] = {}
         self.events: list[Event] = []
+        self.ended: list[Batch] = []
         self.requests: dict[str, Request] = {}
 
     # Callers.
@@ -82,6 +84,8 @@ class Rig:
                     self.settled[request.custom_id] = outcome
                 case Publish(event):
                     self.events.append(event)
+                case Ended(batch):
+                    self.ended.append(batch)
                 case call:
                     if isinstance(call, Upload):
                         call.batch.lines()  # the file is made at once

@@ -61,8 +61,7 @@ AFTER_THE_FIRST_FAILURE: dict[Step, dict[Trouble, tuple[Step, float | str]]] = {
     # the step that follows; then the seconds until its call, or the cause that everybody is told
     U: {BUSY: (U, 1), PASSING: (U, 1), ODD: (U, 1), REFUSED: (END, "cause"), NOT_FOUND: (END, "cause")},
     C: {BUSY: (C, 1), PASSING: (L, 0), ODD: (L, 0), REFUSED: (END, "cause"), NOT_FOUND: (C, 1)},
-    # what everybody is told is why the look-up was needed
-    L: {BUSY: (L, 1), PASSING: (L, 1), ODD: (L, 1), REFUSED: (END, "doubt"), NOT_FOUND: (END, "doubt")},
+    L: {BUSY: (L, 1), PASSING: (L, 1), ODD: (L, 1), REFUSED: (L, 1), NOT_FOUND: (L, 1)},
     P: {BUSY: (P, 5), PASSING: (P, 5), ODD: (P, 5), REFUSED: (P, 5), NOT_FOUND: (P, 5)},
     F: {BUSY: (P, 5), PASSING: (P, 5), ODD: (P, 5), REFUSED: (P, 5), NOT_FOUND: (P, 5)},
     K: {BUSY: (K, 1), PASSING: (K, 1), ODD: (K, 1), REFUSED: (END, ""), NOT_FOUND: (END, "")},
@@ -219,11 +218,18 @@ def test_a_call_is_repeated_for_as_long_as_patience_lasts(
     assert rig.engine.next_wakeup() is None
 
 
-@pytest.mark.parametrize(
-    ("step", "trouble"), [(U, REFUSED), (U, NOT_FOUND), (C, REFUSED), (L, REFUSED), (L, NOT_FOUND)]
-)
+@pytest.mark.parametrize(("step", "trouble"), [(U, REFUSED), (U, NOT_FOUND), (C, REFUSED)])
 def test_a_clear_no_before_there_is_a_batch_is_final(rig: Rig, step: Step, trouble: Trouble) -> None:
     assert fail_until_settled(rig, step, trouble) == 1
+
+
+@pytest.mark.parametrize("trouble", [REFUSED, NOT_FOUND])
+def test_a_look_up_is_given_up_when_it_is_refused_for_long(rig: Rig, trouble: Trouble) -> None:
+    """What everybody is told is why the look-up was needed."""
+    assert fail_until_settled(rig, L, trouble, limit=100) >= LOST_TIMES
+    assert set(rig.settled.values()) == {CallFailed("doubt")}
+    (settled,) = rig.said(BatchSettled)
+    assert LOST_SECONDS <= settled.duration <= 2 * LOST_SECONDS
 
 
 def test_a_clear_no_that_is_said_after_others_is_final_too(rig: Rig) -> None:

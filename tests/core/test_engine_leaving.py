@@ -390,7 +390,7 @@ def test_close_can_cancel_what_a_call_is_under_way_for(rig: Rig, step: Step) -> 
     rig.apply(rig.engine.close(rig.now, cancel=True))
     left: dict[str, Outcome] = {"c": Closed(None)}
     if step is not Step.CANCEL:  # at which they have left
-        left |= dict.fromkeys("ab", Closed(batch_id))
+        left |= dict.fromkeys("ab", Closed(batch_id, cancelling=True))
     assert rig.settled == left
     assert rig.wake() == []
     rig.report(RUNNING_REPORTS[step](batch))
@@ -406,7 +406,7 @@ def test_close_can_cancel_what_waits_for_its_next_try(rig: Rig, step: Step) -> N
     rig.fail(call, Trouble.BUSY)
     rig.apply(rig.engine.close(rig.now, cancel=True))
     if step is not Step.CANCEL:
-        assert rig.settled == dict.fromkeys("ab", Closed(batch.id))
+        assert rig.settled == dict.fromkeys("ab", Closed(batch.id, cancelling=True))
     if step is Step.LOOK_UP:
         rig.report(LookedUp(rig.next(LookUp).batch, RUNNING))
     if step in (Step.LOOK_UP, Step.POLL, Step.CANCEL):
@@ -430,7 +430,7 @@ def test_a_second_close_ends_what_the_first_could_not_cancel(rig: Rig) -> None:
     assert rig.engine.batches != {}
     assert rig.engine.close(rig.now + 30) != []
     assert ended(rig)
-    assert rig.settled == {"a": Closed("b1")}
+    assert rig.settled == {"a": Closed("b1", cancelling=True)}
 
 
 def test_a_batch_whose_callers_have_left_reads_nothing_for_them_at_close(rig: Rig) -> None:
@@ -438,5 +438,5 @@ def test_a_batch_whose_callers_have_left_reads_nothing_for_them_at_close(rig: Ri
     rig.apply(rig.engine.close(rig.now, cancel=True))
     rig.read(call.batch, rig.line("a"), rig.line("b", 500))
     rig.report(Fetched(call.batch))
-    assert rig.settled == dict.fromkeys("ab", Closed("b1"))
+    assert rig.settled == dict.fromkeys("ab", Closed("b1", cancelling=True))
     assert ended(rig)

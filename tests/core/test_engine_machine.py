@@ -26,6 +26,7 @@ from autobatcher.core.messages import (
     Create,
     Created,
     Effect,
+    Ended,
     Failed,
     Fetch,
     Fetched,
@@ -141,6 +142,8 @@ class World(RuleBasedStateMachine):
                     self.events.append(event)
                     if isinstance(event, BatchSettled):
                         self.check_end(event)
+                case Ended(batch):
+                    assert id(batch) not in self.engine.batches
                 case call:
                     assert not any(call.batch is other.batch for other in self.calls), "two calls for a batch"
                     if isinstance(call, Create):

@@ -104,8 +104,9 @@ def test_an_error_object_without_a_response_is_a_failed_line(
         pytest.param(result(response={}), id="no status"),
         pytest.param(result(response={"status_code": 99, "body": {}}), id="status too low"),
         pytest.param(result(response={"status_code": 600, "body": {}}), id="status too high"),
-        pytest.param(result(response={"status_code": "200", "body": {}}), id="status a string"),
-        pytest.param(result(error="no"), id="error a string"),
+        pytest.param(result(response={"status_code": "2e2", "body": {}}), id="status no number"),
+        pytest.param(result(response={"status_code": True, "body": {}}), id="status a boolean"),
+        pytest.param(result(error=""), id="error empty"),
         pytest.param(b'{"custom_id":"\xff","error":{}}', id="no utf-8"),
         pytest.param(result(error={}) + b" x", id="trailing"),
     ],
@@ -248,3 +249,29 @@ def test_a_body_that_only_the_json_module_reads_is_an_answer() -> None:
     assert custom_id == "a"
     assert isinstance(outcome, Answer)
     assert json.loads(outcome.body)["s"] == "\ud83d"
+
+
+@pytest.mark.parametrize("status", [200, "200", 200.0])
+@pytest.mark.parametrize("request_id", [7, None, "req", {"a": 1}])
+@pytest.mark.parametrize("error", [None, "", False, "text", {"code": 3}])
+def test_an_answer_is_one_whatever_stands_beside_it(
+    status: object, request_id: object, error: object
+) -> None:
+    response = {"status_code": status, "request_id": request_id, "body": {"x": 1}}
+    line = json.dumps({"custom_id": "a", "response": response, "error": error}).encode()
+    custom_id, answer = decode_line(line)
+    assert (custom_id, answer) == ("a", Answer(200, "req" if request_id == "req" else None, b'{"x": 1}'))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ({"code": 400, "message": "bad"}, LineFailed("400", "bad")),
+        ({"code": None, "message": None}, LineFailed(None, "the request failed")),
+        ({"message": ["bad"]}, LineFailed(None, "['bad']")),
+        ("bad", LineFailed(None, "bad")),
+    ],
+)
+def test_an_error_of_whatever_form_is_told(error: object, expected: LineFailed) -> None:
+    line = json.dumps({"custom_id": "a", "response": None, "error": error}).encode()
+    assert decode_line(line) == ("a", expected)

@@ -18,6 +18,7 @@ from autobatcher.core.retry import PollSchedule
 from autobatcher.core.window import Limits, Request
 from autobatcher.events import Event
 from autobatcher.runtime.driver import TRANSFERS, Driver
+from autobatcher.runtime.record import Notes
 from autobatcher.runtime.upstream import Piece
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +80,12 @@ class Callers:
 
     async def _ask(self, name: str, model: str) -> None:
         with anyio.CancelScope() as self.scopes[name]:
-            self.outcomes[name] = await self.driver.submit(Request(name, "/v1/x", model, b"x", 1))
+            request = self.driver.submit(Request(name, "/v1/x", model, b"x", 1))
+            try:
+                self.outcomes[name] = await request.reply.wait()
+            except BaseException:
+                self.driver.leave(request)
+                raise
 
     def leave(self, name: str) -> None:
         self.scopes[name].cancel()
@@ -93,7 +99,7 @@ async def running(server: Server) -> AsyncIterator[Callers]:
         await anyio.lowlevel.checkpoint()
 
     engine = Engine(Limits(), PollSchedule(5.0), Admission())
-    driver = Driver(engine, server, events.append, release)  # type: ignore[arg-type] # plays the upstream
+    driver = Driver(engine, server, events.append, release, Notes())  # type: ignore[arg-type] # plays the upstream
     async with anyio.create_task_group() as tasks:
         yield Callers(driver, tasks)
     driver.stop()

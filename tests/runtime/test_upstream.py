@@ -605,7 +605,7 @@ async def test_positions_are_those_of_the_file(skip: int, incomplete: str | None
     assert pieces == [
         Piece([b"a"], first + 2, resumes),
         Piece([b"bb"], first + 3, resumes),
-        Piece([b"cc"], first + 4, resumes),
+        Piece([b"cc"], first + 3, resumes),  # it may be cut short: its newline was not seen
     ]
 
 

@@ -41,6 +41,7 @@ BATCH_OPTIONS: dict[str, Any] = {
     "max_active_batches": None,
     "max_enqueued_tokens": None,
     "cancel_active_batches_on_close": False,
+    "journal": None,
 }
 
 TAKES_BATCH_OPTIONS = {

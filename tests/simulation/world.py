@@ -231,12 +231,17 @@ def _listening(ledger: Ledger) -> Iterator[None]:
 def _counted_replies(ledger: Ledger) -> Iterator[None]:
     """Watch that nobody is answered twice: a second answer to one that has its first would go unnoticed."""
     module: Any = driver
-    make = module.new_reply
-    module.new_reply = lambda: _CountedReply(make(), ledger)
+    choose = module.replies
+
+    def counted() -> Any:
+        make = choose()
+        return lambda: _CountedReply(make(), ledger)
+
+    module.replies = counted
     try:
         yield
     finally:
-        module.new_reply = make
+        module.replies = choose
 
 
 class _CountedReply:

@@ -1,0 +1,83 @@
+"""`autobatcher journal`: what a journal holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from autobatcher.errors import JournalError
+from autobatcher.journal.reading import Summary, export, summary
+
+
+def journal(
+    path: Annotated[Path, typer.Argument(help="The journal's file.", metavar="FILE")],
+    *,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="FILE.jsonl",
+            help="Write all requests, each with its answer or null, as lines of JSON.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
+) -> None:
+    """Show what a journal holds: requests by state, batches, age and size; or export it.
+
+    It changes nothing, and may be used while a program uses the journal. Example: autobatcher journal run.db
+    """
+    try:
+        if to is not None:
+            _export(path, to)
+            return
+        found = summary(path)
+    except (JournalError, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        _show(found)
+
+
+def _export(path: Path, to: Path) -> None:
+    lines = export(path)
+    first = next(lines, "")  # what is no journal is told before the file is made
+    with to.open("x", encoding="utf-8") as file:
+        file.write(first)
+        file.writelines(lines)
+
+
+def _show(found: Summary) -> None:
+    console = Console()
+    for state, count in found.requests.items():
+        console.print(f"{count:>12,} {state}")
+    if found.begun_at is not None:
+        console.print(
+            f"{found.size:>12,} bytes; begun {_time(found.begun_at)}, last answer {_time(found.answered_at)}"
+        )
+    table = Table("batch", "endpoint", "model", "requests", "answers", "state")
+    for batch in found.batches:
+        table.add_row(
+            batch["batch_id"] or "-",
+            batch["endpoint"],
+            batch["model"],
+            f"{batch['requests']:,}",
+            f"{batch['answers']:,}",
+            "ended" if batch["ended"] else "open",
+        )
+    if found.batches:
+        console.print(table)
+
+
+def _time(seconds: float | None) -> str:
+    return (
+        "-" if seconds is None else dt.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    )

@@ -1,0 +1,302 @@
+"""A client's use of a journal: which of several equal requests a call is, and what is written when."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from autobatcher.core.batch import Batch, Snapshot
+from autobatcher.core.jsonl import body_of, encode_line
+from autobatcher.core.messages import Created, LookedUp, Report, Uploaded
+from autobatcher.core.outcomes import Answer
+from autobatcher.core.window import Request
+from autobatcher.journal import Journal, JournalledRequest, OpenBatch, SqliteJournal
+from autobatcher.runtime.spawn import is_dead
+from autobatcher.runtime.spool import Line, whole
+
+
+def key_of(base_url: str, endpoint: str, body: bytes) -> bytes:
+    """What equal requests share: the server, the endpoint, and the body as JSON with its names in order."""
+    canonical = msgspec.json.encode(msgspec.json.decode(body), order="deterministic")
+    return hashlib.blake2b(
+        b"\0".join((base_url.encode(), endpoint.encode(), canonical)), digest_size=16
+    ).digest()
+
+
+IN_MEMORY = 100_000
+"""Keys whose counts are kept in memory: some 15 MB."""
+
+
+class _Numbers:
+    """Gives each call the lowest number that no other call of its key has.
+
+    A run may make millions of calls: past the first keys the counts are in a private database, which SQLite puts on
+    disk as it grows.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[bytes, int] = {}
+        self._free: dict[bytes, set[int]] = {}
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("CREATE TABLE calls (key BLOB PRIMARY KEY, next INTEGER) WITHOUT ROWID")
+        weakref.finalize(self, self._db.close)
+
+    def take(self, key: bytes) -> tuple[int, bool]:
+        """The number, and whether a call had it before."""
+        if self._free and (free := self._free.get(key)):
+            n = min(free)
+            free.discard(n)
+            if not free:
+                del self._free[key]
+            return n, True
+        n = self._next.get(key, -1)
+        if n >= 0 or len(self._next) < IN_MEMORY:
+            n = max(n, 0)
+            self._next[key] = n + 1
+            return n, False
+        row = self._db.execute("SELECT next FROM calls WHERE key = ?", (key,)).fetchone()
+        n = 0 if row is None else row[0]
+        self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, n + 1))
+        return n, False
+
+    def give_back(self, key: bytes, n: int) -> None:
+        self._free.setdefault(key, set()).add(n)
+
+
+class Record:
+    """One journal, shared by all that use it in this process.
+
+    Args:
+        journal: where things are kept.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.users = 0
+        self._lock = threading.Lock()
+        self._numbers = _Numbers()
+        self._held: dict[int, Any] = {}
+        self._has_past = journal.has_answers()
+
+    def take(self, request: Request) -> Answer | None:
+        """Say which of the equal requests this one is; its answer, if that is there."""
+        with self._lock:
+            request.n, again = self._numbers.take(request.key)
+        # In a fresh journal, what nobody has asked before has no answer.
+        return self.journal.answer(request.key, request.n) if again or self._has_past else None
+
+    def release(self, key: bytes, n: int) -> None:
+        """Let another call be this one: it failed, or its caller has left."""
+        with self._lock:
+            self._numbers.give_back(key, n)
+
+    def begin(self, base_url: str, batch: Batch, requests: Iterable[Request], loop: Any) -> None:
+        """Note a batch and the lines of its file before the upload."""
+        if batch.number is not None:  # an upload that failed
+            self.journal.ended(batch.number)
+        noted = [
+            JournalledRequest(request.key, request.n, request.custom_id, body_of(whole(request.line)))
+            for request in requests
+        ]
+        batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted)
+        self._held[batch.number] = loop
+
+    def restore(self, base_url: str, loop: Any) -> list[OpenBatch]:
+        """The batches of earlier runs, and of event loops that are over; they are the caller's from now on."""
+        with self._lock:
+            found = [
+                batch
+                for batch in self.journal.open_batches(base_url)
+                if batch.number not in self._held or is_dead(self._held[batch.number])
+            ]
+            self._held.update((batch.number, loop) for batch in found)
+            self._has_past |= bool(found)  # whose answers come whether they are asked for or not
+        return found
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        """These batches are no longer followed."""
+        for number in numbers:
+            self._held.pop(number, None)
+
+
+class Notes:
+    """What one driver does with a record; this one has none, and does nothing."""
+
+    def known(self, request: Request) -> Answer | None:
+        """Take the request's number; its answer, if that is there."""
+
+    def joined(self, request: Request) -> Request:
+        """The same request of an earlier caller, if that is on its way and nobody waits for it; else this one."""
+        return request
+
+    def left(self, request: Request) -> None:
+        """The caller has left, or its request was not accepted."""
+
+    def begin(self, batch: Batch, requests: Iterable[Request]) -> None:
+        """These requests are about to be uploaded."""
+
+    def note(self, report: Report) -> None:
+        """Something happened that a later run must know."""
+
+    def keep(self, answers: list[tuple[Request, Answer]]) -> None:
+        """These answers are about to reach their callers."""
+
+    def ended(self, batch: Batch) -> None:
+        """Nothing more is to be expected of a batch."""
+
+    def failed(self, request: Request) -> None:
+        """The request got no answer that is kept."""
+
+    def restored(self, now: float) -> list[Batch]:
+        """Batches to go on with."""
+        del now
+        return []
+
+    def stop(self, batches: Iterable[Batch]) -> None:
+        """These batches are no longer followed."""
+
+
+class RecordedNotes(Notes):
+    """Notes in a journal.
+
+    Args:
+        record: the journal.
+        base_url: the server.
+        loop: where the driver runs.
+        keep: puts large lines on disk.
+    """
+
+    def __init__(self, record: Record, base_url: str, loop: Any, keep: Callable[[bytes], Line]) -> None:
+        self._record = record
+        self._keep = keep
+        self._base_url = base_url
+        self._loop = loop
+        self._unclaimed: dict[tuple[bytes, int], Request] = {}
+
+    def known(self, request: Request) -> Answer | None:  # noqa: D102 -- as above, and the following
+        try:
+            return self._record.take(request)
+        except BaseException:
+            self.left(request)
+            raise
+
+    def joined(self, request: Request) -> Request:  # noqa: D102
+        there = self._unclaimed.pop((request.key, request.n), None)
+        if there is None or there.place is None:  # settled since, without an answer
+            return request
+        if there.line is None:  # of an earlier run; its batch knows it by the name that it had there
+            body = body_of(whole(request.line))
+            line = encode_line(there.custom_id, there.endpoint, body)
+            there.line, there.size = self._keep(line), len(line)
+        there.reply = request.reply
+        there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
+        return there
+
+    def left(self, request: Request) -> None:  # noqa: D102
+        self._record.release(request.key, request.n)
+        if request.place is not None:
+            request.reply = None
+            self._unclaimed[request.key, request.n] = request
+
+    def begin(self, batch: Batch, requests: Iterable[Request]) -> None:  # noqa: D102
+        self._record.begin(self._base_url, batch, requests, self._loop)
+
+    def note(self, report: Report) -> None:  # noqa: D102
+        match report:
+            case Uploaded(Batch(number=int(number)), file_id):
+                self._record.journal.uploaded(number, file_id)
+            case Created(Batch(number=int(number)), Snapshot(id=batch_id)):
+                self._record.journal.created(number, batch_id)
+            case LookedUp(Batch(number=int(number)), Snapshot(id=batch_id)):
+                self._record.journal.created(number, batch_id)
+
+    def keep(self, answers: list[tuple[Request, Answer]]) -> None:  # noqa: D102
+        self._record.journal.answered((request.key, request.n, answer) for request, answer in answers)
+
+    def ended(self, batch: Batch) -> None:  # noqa: D102
+        if batch.number is not None:
+            self._record.journal.ended(batch.number)
+            self._record.give_back([batch.number])
+
+    def failed(self, request: Request) -> None:  # noqa: D102
+        if request.wanted:
+            self._record.release(request.key, request.n)
+
+    def restored(self, now: float) -> list[Batch]:  # noqa: D102
+        batches = []
+        for found in self._record.restore(self._base_url, self._loop):
+            batch = batch_of(found, now)
+            if found.file_id is None:  # then it was not created either
+                self.ended(batch)
+                continue
+            self._unclaimed.update(((request.key, request.n), request) for request in batch.requests)
+            batches.append(batch)
+        return batches
+
+    def stop(self, batches: Iterable[Batch]) -> None:  # noqa: D102
+        self._record.give_back([batch.number for batch in batches if batch.number is not None])
+
+
+_open: dict[str, Record] = {}
+_open_lock = threading.Lock()
+
+
+def open_record(given: str | os.PathLike[str] | Journal) -> Record:
+    """The record of a journal, opened if it is not yet open in this process.
+
+    Raises:
+        JournalError: as from `SqliteJournal`.
+    """
+    with _open_lock:
+        name = str(id(given)) if isinstance(given, Journal) else os.path.realpath(given)
+        record = _open.get(name)
+        if record is None:
+            record = _open[name] = Record(given if isinstance(given, Journal) else SqliteJournal(given))
+        record.users += 1
+        return record
+
+
+def close_record(record: Record) -> None:
+    """One user less; a file that nobody uses is closed, a store that was given is its giver's to close."""
+    with _open_lock:
+        record.users -= 1
+        if record.users:
+            return
+        for name in [name for name, other in _open.items() if other is record]:
+            del _open[name]
+        if isinstance(record.journal, SqliteJournal):
+            record.journal.close()
+
+
+def batch_of(found: OpenBatch, now: float) -> Batch:
+    """A batch as it goes on after a restart; nobody waits for its requests yet."""
+    entries: dict[str, Request | None] = {}
+    for position in range(max(found.requests, default=-1) + 1):
+        if position in found.requests:
+            custom_id, key, n = found.requests[position]
+            entries[custom_id] = Request(
+                custom_id, found.endpoint, found.model, None, 0, key=key, n=n, wanted=False
+            )
+        else:
+            entries[f"line {position}"] = None  # answered before; those after it keep their places
+    age = 0.0 if found.created_at is None else max(0.0, time.time() - found.created_at)
+    return Batch.restored_from(
+        found.endpoint,
+        found.model,
+        entries,
+        number=found.number,
+        file_id=found.file_id,
+        batch_id=found.batch_id,
+        age=age,
+        now=now,
+    )

@@ -1,0 +1,68 @@
+"""`autobatcher journal`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from autobatcher.cli import build_app
+from autobatcher.core.outcomes import Answer
+from autobatcher.journal import JournalledRequest, SqliteJournal
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "run.db"
+    journal = SqliteJournal(path)
+    requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b'{"n":%d}' % n) for n in range(3)]
+    journal.uploaded(journal.begin("http://x/", "/v1/x", "m", requests), "file-1")
+    journal.answered([(bytes(16), 0, Answer(200, "req-1", b'{"x":1}'))])
+    journal.close()
+    return path
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(build_app(), ["journal", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_it_shows_counts_and_batches(path: Path) -> None:
+    code, said = run(path)
+    assert code == 0
+    assert "1 answered" in said
+    assert "2 at the server" in said
+    assert "open" in said
+
+
+def test_the_counts_as_json(path: Path) -> None:
+    code, said = run(path, "--json")
+    assert code == 0
+    found = json.loads(said)
+    assert found["requests"] == {"answered": 1, "at the server": 2, "not answered": 0}
+    assert found["batches"][0]["requests"] == 3
+    assert found["size"] > 0
+
+
+def test_it_exports_requests_and_answers_and_overwrites_nothing(path: Path, tmp_path: Path) -> None:
+    to = tmp_path / "out.jsonl"
+    assert run(path, "--export", to)[0] == 0
+    lines = [json.loads(line) for line in to.read_text("utf-8").splitlines()]
+    assert [line["body"] for line in lines] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert lines[0]["response"] == {"status_code": 200, "request_id": "req-1", "body": {"x": 1}}
+    assert lines[1]["response"] is None
+    code, said = run(path, "--export", to)
+    assert code == 2
+    assert "exists" in said
+
+
+def test_what_is_no_journal(tmp_path: Path) -> None:
+    assert run(tmp_path / "none.db")[0] == 2
+    other = tmp_path / "other.db"
+    other.write_text("x")
+    code, said = run(other)
+    assert code == 2
+    assert "no journal" in said
+    assert other.read_text() == "x"

@@ -1,0 +1,158 @@
+"""The file: who may use it, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autobatcher import BatchOpenAI, JournalError
+from autobatcher.core.outcomes import Answer
+from autobatcher.journal import JournalledRequest, SqliteJournal
+from autobatcher.journal.sqlite import VERSION
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.db"
+
+
+def fill(journal: SqliteJournal, count: int = 3) -> int:
+    requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b'{"n":1}') for n in range(count)]
+    return journal.begin("http://x/", "/v1/x", "m", requests)
+
+
+def refused(path: Path, match: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match=match):
+        SqliteJournal(path)
+    assert path.read_bytes() == before
+
+
+def test_another_process_is_told_at_once(path: Path) -> None:
+    journal = SqliteJournal(path)
+    script = "import sys; from autobatcher import BatchOpenAI; BatchOpenAI(api_key='k', journal=sys.argv[1])"
+    second = subprocess.run(
+        [sys.executable, "-c", script, path], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode
+    assert "JournalError" in second.stderr
+    assert "another process is using this journal" in second.stderr
+    journal.close()
+    SqliteJournal(path).close()
+
+
+def test_clients_of_one_process_share_it(path: Path) -> None:
+    clients = [BatchOpenAI(api_key="k", journal=name) for name in (path, str(path))]
+    del clients
+    gc.collect()
+    SqliteJournal(path).close()  # it is free when the last of them has gone
+
+
+def test_the_environment_names_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOBATCHER_JOURNAL", str(path))
+    client = BatchOpenAI(api_key="k")
+    assert path.exists()
+    del client
+    gc.collect()
+
+
+def test_what_is_no_sqlite_file_is_refused(path: Path) -> None:
+    path.write_text("a diary")
+    refused(path, "no SQLite file")
+
+
+def test_a_database_of_something_else_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE batches (x)")
+    db.close()
+    refused(path, "no journal of autobatcher")
+
+
+def test_a_later_version_is_refused(path: Path) -> None:
+    SqliteJournal(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    db.close()
+    refused(path, "later version")
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage"])
+def test_a_damaged_journal_is_refused(path: Path, damage: str) -> None:
+    journal = SqliteJournal(path)
+    fill(journal, 250)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[4096:12288] = os.urandom(8192)
+    path.write_bytes(content)
+    refused(path, "journal")
+
+
+def test_a_full_disk_raises_where_it_matters_and_damages_nothing(path: Path) -> None:
+    journal = SqliteJournal(path)
+    fill(journal)
+    journal._db.execute("PRAGMA max_page_count = 16")  # the only way to a small disk that needs no privileges
+    large = [JournalledRequest(b"k" * 16, 0, "c-l", b'"' + b"x" * 10**6 + b'"')]
+    with pytest.raises(JournalError, match="full"):
+        journal.begin("http://x/", "/v1/x", "m", large)
+    answer = Answer(200, "r", b"{}")
+    journal.answered([(bytes(16), 0, answer)])
+    assert journal.answer(bytes(16), 0) == answer
+    journal.close()
+    journal = SqliteJournal(path)
+    assert journal.answer(bytes(16), 0) == answer
+    assert len(journal.open_batches("http://x/")) == 1
+    journal.close()
+
+
+def test_anybody_may_read_it_meanwhile(path: Path) -> None:
+    journal = SqliteJournal(path)
+    number = fill(journal)
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT count(*), min(body), max(batch) FROM requests").fetchone() == (
+        3,
+        '{"n":1}',
+        number,
+    )
+    db.close()
+    journal.close()
+
+
+def test_what_it_keeps(path: Path) -> None:
+    journal = SqliteJournal(path)
+    assert not journal.has_answers()
+    first = fill(journal)
+    journal.uploaded(first, "file-1")
+    journal.created(first, "batch-1")
+    key = bytes(16)
+    answer = Answer(200, None, '{"text":"ü\\u0000\u2028"}'.encode())
+    journal.answered([(key, 0, answer), (key, 1, answer)])  # of which there is no request
+    journal.answered([(key, 0, Answer(200, "later", b"{}"))])
+    assert journal.answer(key, 0) == answer
+    assert journal.answer(key, 1) is None
+    (batch,) = journal.open_batches("http://x/")
+    assert (batch.number, batch.file_id, batch.batch_id) == (first, "file-1", "batch-1")
+    assert {position: entry[0] for position, entry in batch.requests.items()} == {1: "c-1", 2: "c-2"}
+    assert journal.open_batches("http://y/") == []
+    again = journal.begin(
+        "http://x/", "/v1/x", "m", [JournalledRequest(bytes(15) + b"\x02", 0, "c-2", b'{"n":1}')]
+    )
+    moved: Any = {batch.number: list(batch.requests) for batch in journal.open_batches("http://x/")}
+    assert moved == {first: [1], again: [0]}
+    journal.ended(first)
+    assert [batch.number for batch in journal.open_batches("http://x/")] == [again]
+    journal.close()
+    journal = SqliteJournal(path)
+    assert journal.has_answers()
+    assert journal.answer(key, 0) == answer
+    assert [batch.number for batch in journal.open_batches("http://x/")] == [again]
+    journal.close()
