@@ -227,7 +227,7 @@ class Driver:
                 return core.Cancelled(batch)
 
     async def _read(self, call: core.Fetch, file_id: str, skip: int) -> None:
-        async for piece in self._upstream.read_lines(file_id, skip):
+        async for piece in self._upstream.read_lines(file_id, skip, len(call.batch.entries)):
             self._report(core.LinesRead(call.batch, file_id, piece.lines, piece.last, piece.resumes))
 
     def _give_up(self, batch: Batch, error: Exception) -> None:

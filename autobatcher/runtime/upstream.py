@@ -38,6 +38,15 @@ MAX_NAME = 200
 
 MAX_PROBLEMS = 100_000
 
+POLL_SECONDS = 30.0
+"""After which a poll that has no answer is given up: the next one is not to be late for it."""
+
+MORE_LINES = 100_000
+"""Lines that a result file may have beyond four for each request: then it is taken for endless."""
+
+MAX_FILE = 2**36
+"""Bytes after which the same is true."""
+
 PAGE = 100
 """Batches on a page of the list, the most that OpenAI takes.
 
@@ -129,7 +138,9 @@ class Upstream:
     async def poll(self, batch_id: str) -> Snapshot:
         """Ask how a batch stands."""
         try:
-            snapshot = _snapshot(await self.client.batches.retrieve(batch_id))
+            usual = self.client.timeout
+            timeout = min(usual, POLL_SECONDS) if isinstance(usual, (int, float)) else POLL_SECONDS
+            snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
             if snapshot.id != batch_id:
                 raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
         except Exception as error:
@@ -145,11 +156,11 @@ class Upstream:
         except Exception as error:
             raise translated(error) from error
 
-    async def read_lines(self, file_id: str, skip: int) -> AsyncIterator[Piece]:
+    async def read_lines(self, file_id: str, skip: int, requests: int) -> AsyncIterator[Piece]:
         r"""The lines of a file from after the first `skip` on, as they arrive, if the server can; else from the first.
 
         Split at `\n` only: the other line breaks may stand inside a line. When the file breaks off, the lines before
-        that have been given, and what came of the next one is not.
+        that have been given, and what came of the next one is not. `requests`: how many the file may be about.
 
         Source for `skip` and X-Incomplete: https://github.com/doublewordai/control-layer, the files' content handler.
         """
@@ -160,8 +171,12 @@ class Upstream:
             ) as response:
                 resumes = "x-incomplete" in response.headers
                 splitter = _Splitter()
-                last = skip if resumes else 0
+                start = last = skip if resumes else 0
+                size = 0
                 async for chunk in response.iter_bytes():
+                    size += len(chunk)
+                    if last - start > 4 * requests + MORE_LINES or size > MAX_FILE:
+                        raise OddAnswerError("a result file has no end")  # noqa: TRY301 -- as the calls' errors
                     if lines := splitter.feed(chunk):
                         last += len(lines)
                         yield Piece([line for line in lines if line.strip()], last, resumes)

@@ -61,7 +61,7 @@ class Server:
             return Snapshot(batch_id, "failed", problems=(BatchProblem("bad", "no", line),))
         return Snapshot(batch_id, "completed", batch_id)
 
-    async def read_lines(self, file_id: str, _: int) -> AsyncIterator[Piece]:
+    async def read_lines(self, file_id: str, *_: int) -> AsyncIterator[Piece]:
         lines = [
             json.dumps({"custom_id": name, "response": {"status_code": 200, "body": name}}).encode()
             for name in self.files[file_id]

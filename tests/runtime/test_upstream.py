@@ -23,6 +23,7 @@ from autobatcher.runtime import upstream as module
 from autobatcher.runtime.upstream import (
     MAX_NAME,
     MAX_TEXT,
+    MORE_LINES,
     OddAnswerError,
     Piece,
     Upstream,
@@ -62,7 +63,7 @@ def batch_of(*lines: bytes) -> Batch:
 
 
 async def read_all(up: Upstream, skip: int = 0) -> list[Piece]:
-    return [piece async for piece in up.read_lines("f", skip)]
+    return [piece async for piece in up.read_lines("f", skip, 10)]
 
 
 CALLS: dict[str, Callable[[Upstream], Any]] = {
@@ -617,7 +618,7 @@ async def test_a_file_that_breaks_off_has_given_its_whole_lines(*, incomplete: b
     lines: list[bytes] = []
 
     async def read() -> None:
-        async for piece in up.read_lines("f", 0):
+        async for piece in up.read_lines("f", 0, 10):
             lines.extend(piece.lines)
 
     with pytest.raises(UpstreamError) as caught:
@@ -634,3 +635,36 @@ async def test_an_empty_file_has_no_lines() -> None:
 async def test_a_page_in_place_of_a_file_is_lines_like_any_other() -> None:
     (piece,) = await read_all(upstream(answering(b"<html>")))
     assert piece.lines == [b"<html>"]
+
+
+class Endless(httpx.AsyncByteStream):
+    """The same lines, for ever."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b"{}\n" * 10_000
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # the SDK's, under trio
+async def test_a_file_without_an_end_is_given_up() -> None:
+    up = upstream(lambda _: httpx.Response(200, stream=Endless()))
+    count = 0
+    with pytest.raises(UpstreamError, match="OddAnswerError") as caught:  # noqa: PT012 -- it is raised in between
+        async for piece in up.read_lines("f", 0, 10):
+            count += len(piece.lines)
+    assert caught.value.failure.trouble is Trouble.ODD
+    assert MORE_LINES <= count <= 2 * MORE_LINES
+
+
+async def test_a_poll_waits_for_its_answer_half_a_minute_at_most() -> None:
+    waits: list[object] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, json={**BATCH, "id": "b1"})
+
+    up = upstream(note)
+    await up.poll("b1")
+    up.client.timeout = 5.0
+    await up.poll("b1")
+    assert waits == [30.0, 5.0]
