@@ -94,23 +94,21 @@ def plain_result(cast_to: Any, outcome: Outcome) -> Any:
         result = cast_to.model_validate_json(outcome.body, strict=True)
     except ValueError:  # pydantic's own
         return None
-    _disown_extras(result)
+    if _has_extras(result):  # of which versions of the SDK make different things
+        return None
     result._request_id = outcome.request_id  # noqa: SLF001 -- where the SDK puts it
     return result
 
 
-def _disown_extras(model: pydantic.BaseModel) -> None:
-    """Fields that the type does not know are no part of `model_fields_set` in the SDK's construction."""
-    extra = model.__pydantic_extra__
-    if extra:
-        model.__pydantic_fields_set__.difference_update(extra)
+def _has_extras(model: pydantic.BaseModel) -> bool:
+    """Whether there is a field, here or further in, that the type does not know."""
+    if model.__pydantic_extra__:
+        return True
     for value in model.__dict__.values():
-        if isinstance(value, pydantic.BaseModel):
-            _disown_extras(value)
-        elif type(value) is list:
-            for item in value:
-                if isinstance(item, pydantic.BaseModel):
-                    _disown_extras(item)
+        items = value if type(value) is list else (value,)
+        if any(isinstance(item, pydantic.BaseModel) and _has_extras(item) for item in items):
+            return True
+    return False
 
 
 def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:

@@ -92,11 +92,10 @@ _UNLESS_GIVEN = frozenset({"extra_headers", "extra_query", "extra_body", "stream
 def _fields(method: Any, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields of the body that these arguments of the SDK's method make; None if it takes more to tell."""
     fields = {}
-    order = _order(method)
-    if not arguments.keys() <= order.keys():
-        return None
-    for name in sorted(arguments, key=order.__getitem__):
-        value = arguments[name]
+    names = _names(method)
+    for name, value in arguments.items():
+        if name not in names:
+            return None
         if isinstance(value, (openai.Omit, openai.NotGiven)) or name in _IGNORED:
             continue
         if name in _UNLESS_GIVEN:
@@ -108,10 +107,8 @@ def _fields(method: Any, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _order(method: Any) -> dict[str, int]:
-    """The names of a method's arguments, in the order in which the SDK makes a body of them."""
-    names = list(inspect.signature(method).parameters)
-    return {name: place for place, name in enumerate(names[1:])}
+def _names(method: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(method).parameters) - {"self"}
 
 
 _ENCODING = (

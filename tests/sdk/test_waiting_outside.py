@@ -241,8 +241,7 @@ async def bodies_of(make: Callable[[Any], Any]) -> tuple[dict[str, Any], dict[st
 @pytest.mark.parametrize("kind", ARGUMENTS)
 async def test_bodies_are_those_of_realtime_calls_whatever_the_arguments(name: str, kind: str) -> None:
     realtime, batched = await bodies_of(lambda client: METHODS[name](client, **drop(ARGUMENTS[kind](), name)))
-    assert batched == realtime
-    assert list(batched) == list(realtime)
+    assert batched == realtime  # as JSON objects, whose names have no order
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "embeddings"])
