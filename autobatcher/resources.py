@@ -96,7 +96,8 @@ def _fields(method: Any, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, value in arguments.items():
         if name not in names:
             return None
-        if isinstance(value, (openai.Omit, openai.NotGiven)) or name in _IGNORED:
+        left_out = isinstance(value, (openai.Omit, openai.NotGiven)) and not name.startswith("extra_")
+        if left_out or name in _IGNORED:
             continue
         if name in _UNLESS_GIVEN:
             if value is not None:
