@@ -175,9 +175,9 @@ async def _adopts_any(self: Any, _file_id: str) -> Any:
         raise upstream.translated(error) from error
 
 
-async def _takes_a_broken_file_for_whole(self: Any, file_id: str, skip: int) -> Any:
+async def _takes_a_broken_file_for_whole(self: Any, file_id: str, skip: int, requests: int) -> Any:
     try:
-        async for piece in _READ_LINES(self, file_id, skip):
+        async for piece in _READ_LINES(self, file_id, skip, requests):
             yield piece
     except upstream.UpstreamError:
         return
