@@ -20,7 +20,7 @@ from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batc
 from autobatcher.answers import Call, plain_result, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
-from autobatcher.core.outcomes import Closed
+from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
@@ -219,18 +219,23 @@ class Batching(openai.AsyncOpenAI):
     ) -> Any:
         # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
         started = anyio.current_time() if call is not None else 0.0
-        driver = self._collectors.driver(collector)
-        if driver is None:
-            return await to_result(self, call or self._call(path, cast_to), entry.line, Closed(None), started)
-        try:
-            entry = driver.submit(entry)
-        except OversizedError as error:
-            raise RequestTooLargeError(str(error)) from None
-        try:
-            outcome = await entry.reply.wait()
-        except BaseException:
-            driver.leave(entry)
-            raise
+        outcome: Outcome = Closed(None)
+        while isinstance(outcome, Closed):
+            driver = self._collectors.driver(collector)
+            if driver is None:
+                break
+            try:
+                entry = driver.submit(entry)
+            except OversizedError as error:
+                raise RequestTooLargeError(str(error)) from None
+            try:
+                outcome = await entry.reply.wait()
+            except BaseException:
+                driver.leave(entry)
+                raise
+            if entry.host is None:
+                break
+            driver.settled(entry)  # which another client followed; if that is closed, this one goes on
         if call is None:
             result = plain_result(cast_to, outcome)
             if result is not None:

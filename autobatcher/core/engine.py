@@ -121,7 +121,7 @@ class Engine:
             if not place.requests:
                 del self.windows[_key(request)]
         elif isinstance(place, Batch):
-            if self.keeps and place.step not in (Step.QUEUED, Step.UPLOAD):
+            if self.keeps and (place.step not in (Step.QUEUED, Step.UPLOAD) or _uploading(place)):
                 request.wanted = False
                 return []
             place.take(request.custom_id)
@@ -221,7 +221,10 @@ class Engine:
         match report:
             case Uploaded(_, file_id):
                 batch.file_id = file_id
-                self._go(batch, Step.CREATE, now)
+                if any(request.wanted for request in batch.requests):
+                    self._go(batch, Step.CREATE, now)
+                else:  # they have all left meanwhile, and nothing is bought yet
+                    batch.take_all()
             case Created(_, snapshot) | LookedUp(_, Snapshot() as snapshot):
                 return self._created(batch, snapshot, now)
             case LookedUp():
@@ -508,6 +511,7 @@ class Engine:
         if step in (Step.POLL, Step.FETCH) and not batch.waiting:
             batch.due = now  # there is nothing to try again for
             return []
+        self._drop_unwanted(batch)
         stumbles = batch.stumble(trouble, now, min(MAX_SPENT, self.patience / 2))
         if step is Step.CREATE and trouble in (Trouble.PASSING, Trouble.ODD):
             batch.doubt = failure.cause
@@ -538,6 +542,15 @@ class Engine:
         return [Publish(CallRetried(batch.id, step.value, failure.reason, delay))]
 
     @staticmethod
+    def _drop_unwanted(batch: Batch) -> None:
+        """An upload that is made again is without those that have left meanwhile."""
+        if batch.step is not Step.UPLOAD:
+            return
+        for request in [request for request in batch.requests if not request.wanted]:
+            batch.take(request.custom_id)
+            batch.gone += 1
+
+    @staticmethod
     def _may_go_on(step: Step, trouble: Trouble, stumbles: Stumbles) -> bool:
         """Whether a call may be repeated after this failure, if its time is not up."""
         match trouble:
@@ -552,6 +565,10 @@ class Engine:
         return step in (Step.LOOK_UP, Step.POLL, Step.FETCH) and not (
             stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
         )
+
+
+def _uploading(batch: Batch) -> bool:
+    return batch.step is Step.UPLOAD and batch.due is None
 
 
 def _key(request: Request) -> tuple[str, str, int]:

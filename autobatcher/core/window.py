@@ -42,6 +42,8 @@ class Request:
     """In a journal, which of the equal requests it is."""
     wanted: bool = True
     """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
+    host: Any = field(default=None, repr=False)
+    """Who follows it, if that is not whom its caller asked."""
     place: Any = field(default=None, repr=False)
     """The window or the batch that it is in; None once it is settled."""
 

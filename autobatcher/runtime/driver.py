@@ -12,6 +12,7 @@ import anyio
 from autobatcher.core import messages as core
 from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
+from autobatcher.core.lifecycle import Step
 from autobatcher.core.outcomes import Answer, CallFailed, Closed, Outcome
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import Request
@@ -47,6 +48,7 @@ class Driver:
         self._release = release
         self._notes = notes
         self._calls: deque[core.Call] = deque()
+        self._guests: set[Request] = set()
         self._uploads = anyio.CapacityLimiter(TRANSFERS)
         self._downloads = anyio.CapacityLimiter(TRANSFERS)
         self._wake = anyio.Event()
@@ -54,10 +56,14 @@ class Driver:
         self._cancelling = False
         self._new_reply = replies()
         self._now = clock()
-        now = self._now()
-        for batch in notes.restored(now):
-            self._apply(engine.restore(batch, now))
+        self._restore()
         self._join = spawn_root(self._run)
+
+    def _restore(self) -> None:
+        now = self._now()
+        for batch in self._notes.restored(now, self):
+            self._apply(self._engine.restore(batch, now))
+        self._wake.set()
 
     def submit(self, request: Request) -> Request:
         """Put a request into the next batch. Then wait for its `reply`, and call `leave` if that is cut short.
@@ -73,30 +79,44 @@ class Driver:
         if self._stopping:
             reply.set(Closed(None))
             return request
+        if self._notes.adrift:
+            self._restore()
         answer = self._notes.known(request)
         if answer is not None:
             reply.set(answer)
             return request
-        request = self._notes.joined(request)
+        request = self._notes.joined(request, self)
+        if request.host is not None:
+            self._guests.add(request)
         if request.place is None:
             try:
                 self._engine.accept(request, self._now())
             except BaseException:
-                self._notes.left(request)
+                self._notes.left(request, self)
                 raise
             self._wake.set()
         return request
 
     def leave(self, request: Request) -> None:
         """Nobody waits for this request any more."""
+        host = request.host
+        if host is not None:
+            self.settled(request)
+            host.leave(request)
+            return
         self._apply(self._engine.abandon(request, self._now()))
-        self._notes.left(request)
+        self._notes.left(request, self)
         self._wake.set()
+
+    def settled(self, request: Request) -> None:
+        """A request of a caller of this driver's, which another one follows, needs no more following."""
+        self._guests.discard(request)
+        request.host = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or under way."""
-        return not (self._engine.windows or self._engine.batches)
+        return not (self._engine.windows or self._engine.batches or self._guests)
 
     def retire(self) -> None:
         """End the root task of an idle driver, and leave the loop its connections."""
@@ -130,7 +150,11 @@ class Driver:
                 self._apply(self._engine.give_up(batch, error, self._now()))
         finally:
             self._stopping = True
-            self._notes.stop(self._engine.batches.values())
+            for request in [request for request in self._guests if request.place is not None]:
+                reply = request.reply
+                self.leave(request)
+                reply.set(Closed(None))
+            self._notes.stop(self._engine.batches.values(), self)
             self._apply(self._engine.close(self._now()))
             with anyio.CancelScope(shield=True):
                 await self._release()
@@ -232,11 +256,14 @@ class Driver:
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         self._apply(self._engine.give_up(batch, error, self._now()))
+        self._notes.stop([batch])
         self._wake.set()
 
     def _report(self, report: core.Report) -> None:
         self._notes.note(report)
         self._apply(self._engine.handle(report, self._now()))
+        if report.batch.step is Step.SETTLED:  # it may be given up here, and not over at the server
+            self._notes.stop([report.batch])
         self._wake.set()  # the next poll may be due before anything that was known until now
 
 

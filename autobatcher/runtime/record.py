@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from autobatcher.core.jsonl import body_of, encode_line
 from autobatcher.core.messages import Created, LookedUp, Report, Uploaded
 from autobatcher.core.outcomes import Answer
 from autobatcher.core.window import Request
+from autobatcher.errors import JournalError
 from autobatcher.journal import Journal, JournalledRequest, OpenBatch, SqliteJournal
 from autobatcher.runtime.spawn import is_dead
 from autobatcher.runtime.spool import Line, whole
@@ -73,19 +75,30 @@ class _Numbers:
         self._free.setdefault(key, set()).add(n)
 
 
+Unclaimed = dict[tuple[bytes, int], tuple[Request, Any]]
+"""Each with what follows it."""
+
+
 class Record:
     """One journal, shared by all that use it in this process.
 
     Args:
         journal: where things are kept.
+        owned: whether it is closed with its last user.
+
+    Attributes:
+        given_back: how many batches were let go of before their end.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, *, owned: bool) -> None:
         self.journal = journal
+        self.owned = owned
+        self.given_back = 0
         self.users = 0
         self._lock = threading.Lock()
         self._numbers = _Numbers()
         self._held: dict[int, Any] = {}
+        self._unclaimed: dict[Any, Unclaimed] = {}
         self._has_past = journal.has_answers()
 
     def take(self, request: Request) -> Answer | None:
@@ -123,24 +136,42 @@ class Record:
             self._has_past |= bool(found)  # whose answers come whether they are asked for or not
         return found
 
-    def give_back(self, numbers: Sequence[int]) -> None:
-        """These batches are no longer followed."""
-        for number in numbers:
-            self._held.pop(number, None)
+    def ended(self, number: int) -> None:
+        """Nothing more is to be expected of this batch."""
+        self.journal.ended(number)
+        self._held.pop(number, None)
+
+    def give_back(self, number: int) -> None:
+        """This batch is no longer followed: another may restore it."""
+        if self._held.pop(number, None) is not None:
+            self.given_back += 1
+
+    def unclaimed(self, loop: Any) -> Unclaimed:
+        """The requests that are followed in this event loop, and that nobody waits for, by key and number."""
+        for other in [other for other in self._unclaimed if is_dead(other)]:
+            self._unclaimed.pop(other, None)
+        return self._unclaimed.setdefault(loop, {})
 
 
 class Notes:
-    """What one driver does with a record; this one has none, and does nothing."""
+    """What one driver does with a record; this one has none, and does nothing.
+
+    Attributes:
+        adrift: whether there may be batches that nobody follows.
+    """
+
+    adrift: bool = False
 
     def known(self, request: Request) -> Answer | None:
         """Take the request's number; its answer, if that is there."""
 
-    def joined(self, request: Request) -> Request:
+    def joined(self, request: Request, driver: Any) -> Request:
         """The same request of an earlier caller, if that is on its way and nobody waits for it; else this one."""
+        del driver
         return request
 
-    def left(self, request: Request) -> None:
-        """The caller has left, or its request was not accepted."""
+    def left(self, request: Request, driver: Any) -> None:
+        """The caller of a request that this driver follows has left, or it was not accepted."""
 
     def begin(self, batch: Batch, requests: Iterable[Request]) -> None:
         """These requests are about to be uploaded."""
@@ -157,13 +188,13 @@ class Notes:
     def failed(self, request: Request) -> None:
         """The request got no answer that is kept."""
 
-    def restored(self, now: float) -> list[Batch]:
+    def restored(self, now: float, driver: Any) -> list[Batch]:
         """Batches to go on with."""
-        del now
+        del now, driver
         return []
 
-    def stop(self, batches: Iterable[Batch]) -> None:
-        """These batches are no longer followed."""
+    def stop(self, batches: Iterable[Batch], driver: Any = None) -> None:
+        """These batches are no longer followed; nor is anything else, if the driver is told that does."""
 
 
 class RecordedNotes(Notes):
@@ -181,18 +212,23 @@ class RecordedNotes(Notes):
         self._keep = keep
         self._base_url = base_url
         self._loop = loop
-        self._unclaimed: dict[tuple[bytes, int], Request] = {}
+        self._unclaimed = record.unclaimed(loop)
+        self._seen = record.given_back
 
-    def known(self, request: Request) -> Answer | None:  # noqa: D102 -- as above, and the following
+    @property
+    def adrift(self) -> bool:  # type: ignore[override] # noqa: D102 -- as above, and the following
+        return self._seen != self._record.given_back
+
+    def known(self, request: Request) -> Answer | None:  # noqa: D102
         try:
             return self._record.take(request)
         except BaseException:
-            self.left(request)
+            self._release(request)
             raise
 
-    def joined(self, request: Request) -> Request:  # noqa: D102
-        there = self._unclaimed.pop((request.key, request.n), None)
-        if there is None or there.place is None:  # settled since, without an answer
+    def joined(self, request: Request, driver: Any) -> Request:  # noqa: D102
+        there, host = self._unclaimed.pop((request.key, request.n), (request, driver))
+        if there.place is None:  # settled since, without an answer
             return request
         if there.line is None:  # of an earlier run; its batch knows it by the name that it had there
             body = body_of(whole(request.line))
@@ -200,13 +236,21 @@ class RecordedNotes(Notes):
             there.line, there.size = self._keep(line), len(line)
         there.reply = request.reply
         there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
+        there.host = None if host is driver else host
         return there
 
-    def left(self, request: Request) -> None:  # noqa: D102
-        self._record.release(request.key, request.n)
+    def _release(self, request: Request) -> None:
+        """Give a number back, once: another call may have it by the time that its caller, which failed, leaves."""
+        if request.n >= 0:
+            self._record.release(request.key, request.n)
+            if request.place is None:
+                request.n = -1
+
+    def left(self, request: Request, driver: Any) -> None:  # noqa: D102
+        self._release(request)
         if request.place is not None:
             request.reply = None
-            self._unclaimed[request.key, request.n] = request
+            self._unclaimed[request.key, request.n] = (request, driver)
 
     def begin(self, batch: Batch, requests: Iterable[Request]) -> None:  # noqa: D102
         self._record.begin(self._base_url, batch, requests, self._loop)
@@ -225,26 +269,34 @@ class RecordedNotes(Notes):
 
     def ended(self, batch: Batch) -> None:  # noqa: D102
         if batch.number is not None:
-            self._record.journal.ended(batch.number)
-            self._record.give_back([batch.number])
+            self._record.ended(batch.number)
 
     def failed(self, request: Request) -> None:  # noqa: D102
         if request.wanted:
-            self._record.release(request.key, request.n)
+            self._release(request)
 
-    def restored(self, now: float) -> list[Batch]:  # noqa: D102
+    def restored(self, now: float, driver: Any) -> list[Batch]:  # noqa: D102
         batches = []
+        self._seen = self._record.given_back
         for found in self._record.restore(self._base_url, self._loop):
             batch = batch_of(found, now)
             if found.file_id is None:  # then it was not created either
-                self.ended(batch)
+                with contextlib.suppress(JournalError):  # then it is found once more
+                    self.ended(batch)
                 continue
-            self._unclaimed.update(((request.key, request.n), request) for request in batch.requests)
+            self._unclaimed.update(
+                ((request.key, request.n), (request, driver)) for request in batch.requests
+            )
             batches.append(batch)
         return batches
 
-    def stop(self, batches: Iterable[Batch]) -> None:  # noqa: D102
-        self._record.give_back([batch.number for batch in batches if batch.number is not None])
+    def stop(self, batches: Iterable[Batch], driver: Any = None) -> None:  # noqa: D102
+        for batch in batches:
+            if batch.number is not None:
+                self._record.give_back(batch.number)
+        if driver is not None:
+            for name in [name for name, (_, host) in self._unclaimed.items() if host is driver]:
+                del self._unclaimed[name]
 
 
 _open: dict[str, Record] = {}
@@ -261,7 +313,11 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
         name = str(id(given)) if isinstance(given, Journal) else os.path.realpath(given)
         record = _open.get(name)
         if record is None:
-            record = _open[name] = Record(given if isinstance(given, Journal) else SqliteJournal(given))
+            record = _open[name] = (
+                Record(given, owned=False)
+                if isinstance(given, Journal)
+                else Record(SqliteJournal(given), owned=True)
+            )
         record.users += 1
         return record
 
@@ -274,7 +330,7 @@ def close_record(record: Record) -> None:
             return
         for name in [name for name, other in _open.items() if other is record]:
             del _open[name]
-        if isinstance(record.journal, SqliteJournal):
+        if record.owned:
             record.journal.close()
 
 
