@@ -93,10 +93,12 @@ class Collectors:
             log_left_out(names)
 
     async def close(self) -> None:
-        """Close all of them."""
+        """Give every waiting caller an error and end all tasks; those of other loops end by themselves."""
         self.closed = True
-        for _, collector in self._known:
-            await collector.close()
+        stopped = [driver for _, collector in self._known for driver in collector.close()]
+        with anyio.CancelScope(shield=True):
+            for driver in stopped:
+                await driver.stopped()
         for finalizer in self._finalizers:
             finalizer()
 
@@ -206,18 +208,17 @@ class Collector:
             )
         return driver
 
-    async def close(self) -> None:
-        """Give every waiting caller an error and end all tasks; those of other loops end by themselves."""
+    def close(self) -> list[Driver]:
+        """Take no more, and tell all drivers to stop; those of this event loop are returned, to be waited for."""
         self.closed = True
         cancel = self._options.cancel_active_batches_on_close
         here = current_loop()
-        for loop, driver in list(self._drivers.items()):
+        for loop, driver in self._drivers.items():
             if loop is here:
                 driver.stop(cancel_batches=cancel)
-                with anyio.CancelScope(shield=True):
-                    await driver.stopped()
             else:
                 call_soon_in(loop, functools.partial(driver.stop, cancel_batches=cancel))
+        return [driver for loop, driver in self._drivers.items() if loop is here]
 
     async def _release(self, loop: Any) -> None:
         self._drivers.pop(loop, None)

@@ -20,8 +20,8 @@ class BatchSubmitted:
 class BatchSettled:
     """Nobody waits for this batch any more.
 
-    `batch_id` is None when no batch was made (the upload failed, say); `status` is the server's last word or
-    "not submitted". `answered` counts the calls that got a successful answer, `failed` those that got an error,
+    `batch_id` is None when no batch was made (the upload failed, say); `status` is the server's last word,
+    "not submitted", or that it is uncertain whether a batch was made. `answered` counts the calls that got a successful answer, `failed` those that got an error,
     `resent` the requests that went on into other batches, `duration` the seconds from the closing of the window.
     """
 

@@ -73,13 +73,14 @@ class Batch:
         not_before: when it may be sent.
         step, due: see `Step`.
         file_id, snapshot: what the server said of it.
-        doubt: why it is not known whether the creation made a batch.
+        doubt: why it is not known whether the creation made a batch; None when it is known.
         looks_since: when a look first found none.
         stumbles: the failures in a row of the calls that have not succeeded since, by step.
         read: how many lines of each result file were read.
         resumes: whether the server can send a file from a line on.
         final: whether its files are read for the end.
         rereads: how often they have been read again.
+        legible, illegible: the files of which a line could be read, or could not be, since they were begun anew.
         answered, failed, resent: what became of its requests.
         number: in the journal, if there is one.
         restored: whether an earlier run made it.
@@ -106,6 +107,8 @@ class Batch:
     resumes: bool = True
     final: bool = False
     rereads: int = 0
+    legible: set[str] = field(default_factory=set)
+    illegible: set[str] = field(default_factory=set)
     answered: int = 0
     failed: int = 0
     resent: int = 0
@@ -164,6 +167,18 @@ class Batch:
     def requests(self) -> Iterator[Request]:
         """Those that are still here, in the file's order."""
         return (request for request in self.entries.values() if request is not None)
+
+    def note_legible(self, file_id: str, good: int, malformed: int) -> None:
+        """So many lines of a file could be read, and so many not."""
+        if good:
+            self.legible.add(file_id)
+        if malformed:
+            self.illegible.add(file_id)
+
+    def begin_anew(self) -> None:
+        """Forget what was read of the result files, for they are to be read from their first line on."""
+        for read in (self.read, self.legible, self.illegible):
+            read.clear()
 
     def move(self, step: Step) -> None:
         """Go to the next step; a move that the table does not have is a defect."""

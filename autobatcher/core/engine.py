@@ -51,6 +51,8 @@ from autobatcher.core.retry import (
     CALLS,
     CANCELS,
     FILE_LOOKS,
+    ILLEGIBLE_REREADS,
+    LATER,
     LINES,
     LOOK_UP_INTERVAL,
     LOOK_UP_SECONDS,
@@ -259,6 +261,9 @@ class Engine:
             closed = Closed(batch.id, cancelling=True)
             effects += [Settle(request, closed) for request in batch.take_all()]
             batch.gone += 1
+            if batch.step is Step.LOOK_UP and batch.due is not None:  # there is little time left to find it
+                batch.stumbles.clear()
+                batch.due = now
             effects += self._if_deserted(batch, now)
         return effects
 
@@ -286,12 +291,16 @@ class Engine:
         if left > 0:
             batch.due = now + min(left, LOOK_UP_INTERVAL)
             return []
+        cause, batch.doubt, batch.looks_since = batch.doubt, None, None
         if not any(request.wanted for request in batch.requests):
             return self._finish(batch, now, Closed(None))
-        if Step.CREATE in batch.stumbles and batch.stumbles[Step.CREATE].spent > self.patience:
-            return self._finish(batch, now, CallFailed(batch.doubt))
-        batch.looks_since = None
-        self._go(batch, Step.CREATE, now)
+        tries = batch.stumbles.get(Step.CREATE)
+        if tries is None:  # of an earlier run
+            self._go(batch, Step.CREATE, now)
+            return []
+        if tries.spent > self.patience or (tries.kind is Trouble.ODD and tries.alike >= ODD_ANSWERS):
+            return self._finish(batch, now, CallFailed(cause))
+        self._go(batch, Step.CREATE, now + CALLS.delay(tries.count, self.spread()))
         return []
 
     def _poll_later(self, batch: Batch, now: float) -> None:
@@ -301,7 +310,7 @@ class Engine:
         batch.snapshot = snapshot
         if snapshot.status in TERMINAL_STATUSES:
             if not batch.final:
-                batch.read.clear()
+                batch.begin_anew()
                 batch.stumbles.pop(Step.FETCH, None)  # of looks before the end, on which nothing hung
             batch.final = True
             if not snapshot.file_ids:
@@ -330,13 +339,11 @@ class Engine:
             batch.stumbles.pop(Step.FETCH, None)
         batch.resumes = report.resumes
         effects: list[Effect] = []
-        malformed = unknown = again = 0
-        for line in report.lines:
-            try:
-                custom_id, outcome = decode_line(line)
-            except MalformedLineError:
-                malformed += 1
-                continue
+        unknown = again = 0
+        lines = list(filter(None, map(_decoded, report.lines)))
+        malformed = len(report.lines) - len(lines)
+        batch.note_legible(report.file_id, len(lines), malformed)
+        for custom_id, outcome in lines:
             if custom_id not in batch.entries:
                 unknown += not batch.restored  # of which only the unanswered lines are known
                 continue
@@ -392,9 +399,10 @@ class Engine:
         status = self._status(batch)
         if not batch.waiting:
             return self._finish(batch, now)
-        if status != "failed" and batch.rereads < REREADS:
+        most = ILLEGIBLE_REREADS if batch.illegible - batch.legible else REREADS
+        if status != "failed" and batch.rereads < most:
             batch.rereads += 1
-            batch.read.clear()
+            batch.begin_anew()
             due = now + min(self.polls.first * 2 ** (batch.rereads - 1), self.polls.latest(0.0))
             if batch.step is Step.POLL:
                 batch.due = due
@@ -423,7 +431,10 @@ class Engine:
                             problem.code, problem.message or "the server does not take this line"
                         )
                         effects.append(self._settle(batch, request, said))
-                effects += self._again(batch, now, "the batch failed for other lines")
+                # Some servers name one line at a time.
+                sent = max((request.sent for request in batch.requests), default=0)
+                pause = LINES.delay(sent, self.spread()) if sent else 0.0
+                effects += self._again(batch, now, "the batch failed for other lines", pause=pause)
                 return effects + self._finish(batch, now)
             case WholeFailure.PASSING:
                 effects = self._lost(batch, now, "the batch failed at the server")
@@ -442,10 +453,12 @@ class Engine:
         if not alone or now - gate.since <= self.patience:
             # With nothing else of ours in the queue, this batch may be more than the queue can ever hold.
             parts = 2 if alone and batch.waiting > 1 else 1
-            effects = self._again(batch, now, "the server's queue is full", parts)
+            effects = self._again(batch, now, "the server's queue is full", parts=parts)
         return effects + self._finish(batch, now, self._unanswered(batch))
 
-    def _again(self, batch: Batch, now: float, reason: str, parts: int = 1) -> list[Effect]:
+    def _again(
+        self, batch: Batch, now: float, reason: str, *, parts: int = 1, pause: float = 0.0
+    ) -> list[Effect]:
         """Send what is left of a batch as another, or as several."""
         requests = [request for request in batch.take_all() if request.wanted]
         if not requests:
@@ -455,7 +468,7 @@ class Engine:
             part = requests[start : start + length]
             for request in part:
                 request.sent += 1
-            self._queue(batch.endpoint, batch.model, part, now, now)
+            self._queue(batch.endpoint, batch.model, part, now, now + pause)
         batch.resent += len(requests)
         return [Publish(RequestsResent(batch.id, len(requests), reason))]
 
@@ -471,7 +484,9 @@ class Engine:
 
     @staticmethod
     def _status(batch: Batch) -> str:
-        return "not submitted" if batch.snapshot is None else batch.snapshot.status
+        if batch.snapshot is not None:
+            return batch.snapshot.status
+        return "not submitted" if batch.doubt is None else f"uncertain: there may be one of {batch.file_id}"
 
     def _unanswered(self, batch: Batch) -> Unanswered:
         problems = () if batch.snapshot is None else batch.snapshot.problems
@@ -527,8 +542,8 @@ class Engine:
             cause = failure.cause if step is not Step.LOOK_UP or batch.doubt is None else batch.doubt
             return self._finish(batch, now, CallFailed(cause), over=step in (Step.UPLOAD, Step.CREATE))
         delay = CALLS.delay(stumbles.count, self.spread())
-        if failure.retry_after is not None:
-            delay = max(delay, min(failure.retry_after, MAX_RETRY_AFTER))
+        if failure.retry_after is not None:  # and no sooner; nor all that were told so in one moment
+            delay = max(delay, min(failure.retry_after * (1 + self.spread() * LATER), MAX_RETRY_AFTER))
         if step in (Step.POLL, Step.FETCH):
             age = now - batch.created_at
             delay = max(min(delay, self.polls.latest(age)), self.polls.interval(age))
@@ -569,6 +584,13 @@ class Engine:
 
 def _uploading(batch: Batch) -> bool:
     return batch.step is Step.UPLOAD and batch.due is None
+
+
+def _decoded(line: bytes) -> tuple[str, Answer | LineFailed] | None:
+    try:
+        return decode_line(line)
+    except MalformedLineError:
+        return None
 
 
 def _key(request: Request) -> tuple[str, str, int]:

@@ -16,6 +16,9 @@ POLL_GROWTH = 0.02
 MAX_RETRY_AFTER = 3600.0
 """Seconds. A server's Retry-After is a request, and may be nonsense; beyond an hour it is asked again."""
 
+LATER = 0.1
+"""By what part of a Retry-After a client may come later than it was asked to."""
+
 FILE_LOOKS = 6
 """How often a creation is repeated for a file that the server does not know: some see new files late."""
 
@@ -42,6 +45,10 @@ limit: more, and the machine slept."""
 
 REREADS = 6
 """How often result files are read again when a batch has ended and lines are missing: files can lag statuses."""
+
+ILLEGIBLE_REREADS = 20
+"""The same while there is a file of which no line can be read: that is a proxy's page, rather than the server's file.
+With a first interval of 5 s these take a quarter of an hour."""
 
 CANCELS = 4
 """How often the cancellation of a batch that nobody waits for is tried."""

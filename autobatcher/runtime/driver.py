@@ -13,7 +13,7 @@ from autobatcher.core import messages as core
 from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
 from autobatcher.core.lifecycle import Step
-from autobatcher.core.outcomes import Answer, CallFailed, Closed, Outcome
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, Failure, Outcome, Trouble
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import Request
 from autobatcher.errors import JournalError
@@ -49,6 +49,7 @@ class Driver:
         self._notes = notes
         self._calls: deque[core.Call] = deque()
         self._guests: set[Request] = set()
+        self._looks: set[anyio.CancelScope] = set()
         self._uploads = anyio.CapacityLimiter(TRANSFERS)
         self._downloads = anyio.CapacityLimiter(TRANSFERS)
         self._wake = anyio.Event()
@@ -139,10 +140,7 @@ class Driver:
                 while not self._stopping:
                     await self._turn(tasks)
                 if self._cancelling:
-                    self._apply(self._engine.close(self._now(), cancel=True))
-                    with anyio.move_on_after(CANCEL_SECONDS):
-                        while self._engine.batches:
-                            await self._turn(tasks)
+                    await self._cancel_batches(tasks)
                 tasks.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 -- a defect must not leave callers waiting
             _log.exception("the batching task failed; every waiting call gets the error")
@@ -158,6 +156,20 @@ class Driver:
             self._apply(self._engine.close(self._now()))
             with anyio.CancelScope(shield=True):
                 await self._release()
+
+    async def _cancel_batches(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._apply(self._engine.close(self._now(), cancel=True))
+        for scope in self._looks:  # which may take long to answer, and nobody needs their answers
+            scope.cancel()
+        with anyio.move_on_after(CANCEL_SECONDS):
+            while self._engine.batches:
+                await self._turn(tasks)
+        for batch in self._engine.batches.values():
+            _log.warning(
+                "batch %s: closing could not cancel it; it may go on at the server (file %s)",
+                batch.id or "-",
+                batch.file_id,
+            )
 
     async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what is due, and wait until there is more to do."""
@@ -211,30 +223,36 @@ class Driver:
     async def _perform(self, call: core.Call) -> None:
         batch = call.batch
         try:
-            if isinstance(call, core.Upload):
-                await self._upload(batch)
-            else:
-                self._report(await self._made(call))
-        except UpstreamError as error:
-            self._report(core.Failed(batch, error.failure))
+            self._report(await self._outcome(call))
         except JournalError as error:
             self._give_up(batch, error)
         except Exception as error:  # noqa: BLE001 -- a defect in one batch's call must not end the others
             _log.exception("batch %s: a call failed unexpectedly", batch.id)
             self._give_up(batch, error)
 
-    async def _upload(self, batch: Batch) -> None:
-        async with self._uploads:
-            if lines := batch.lines():
-                self._notes.begin(batch, lines)
-                self._report(core.Uploaded(batch, await self._upstream.upload(lines)))
+    async def _outcome(self, call: core.Call) -> core.Report:
+        """Make a call, and say what came of it."""
+        with anyio.CancelScope() as scope:
+            if isinstance(call, core.Poll | core.Fetch):
+                self._looks.add(scope)
+            try:
+                return await self._made(call)
+            except UpstreamError as error:
+                return core.Failed(call.batch, error.failure)
+            finally:
+                self._looks.discard(scope)
+        return core.Failed(call.batch, Failure(Trouble.PASSING, None, "closing"))
 
-    async def _made(
-        self, call: core.Create | core.LookUp | core.Poll | core.Fetch | core.Cancel
-    ) -> core.Report:
-        """Make a call; what came of it."""
+    async def _made(self, call: core.Call) -> core.Report:
         batch = call.batch
         match call:
+            case core.Upload():
+                async with self._uploads:
+                    lines = batch.lines()
+                    if not lines:  # all have left while it waited for its turn, and the batch is settled
+                        return core.Uploaded(batch, "")
+                    self._notes.begin(batch, lines)
+                    return core.Uploaded(batch, await self._upstream.upload(lines))
             case core.Create(_, file_id):
                 return core.Created(batch, await self._upstream.create(batch, file_id))
             case core.LookUp(_, file_id):
@@ -243,16 +261,21 @@ class Driver:
                 return core.Polled(batch, await self._upstream.poll(batch_id))
             case core.Fetch(_, files):
                 async with self._downloads:
-                    for file_id, skip in files:
-                        await self._read(call, file_id, skip)
-                return core.Fetched(batch)
+                    failures = [await self._read(call, file_id, skip) for file_id, skip in files]
+                failed = next(filter(None, failures), None)
+                return core.Fetched(batch) if failed is None else core.Failed(batch, failed)
             case core.Cancel(_, batch_id):
                 await self._upstream.cancel(batch_id)
                 return core.Cancelled(batch)
 
-    async def _read(self, call: core.Fetch, file_id: str, skip: int) -> None:
-        async for piece in self._upstream.read_lines(file_id, skip, len(call.batch.entries)):
-            self._report(core.LinesRead(call.batch, file_id, piece.lines, piece.last, piece.resumes))
+    async def _read(self, call: core.Fetch, file_id: str, skip: int) -> Failure | None:
+        """Report the lines of a file; how it failed, if it did."""
+        try:
+            async for piece in self._upstream.read_lines(file_id, skip, len(call.batch.entries)):
+                self._report(core.LinesRead(call.batch, file_id, piece.lines, piece.last, piece.resumes))
+        except UpstreamError as error:
+            return error.failure
+        return None
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         self._apply(self._engine.give_up(batch, error, self._now()))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import openai
 
 from autobatcher._http import httpx
@@ -129,6 +130,8 @@ class Upstream:
                     return None
                 after = _name(listed[-1], "id", "a list of batches")
                 if after in seen:
+                    if getattr(page, "has_more", None) is None:
+                        return None  # the server knows no pages: this was the whole list once more
                     raise OddAnswerError("the server's list of batches goes round in a circle")  # noqa: TRY301
                 seen.add(after)
             raise OddAnswerError("the server's list of batches has no end")  # noqa: TRY301 -- as the calls' errors
@@ -140,7 +143,8 @@ class Upstream:
         try:
             usual = self.client.timeout
             timeout = min(usual, POLL_SECONDS) if isinstance(usual, (int, float)) else POLL_SECONDS
-            snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
+            with anyio.fail_after(POLL_SECONDS):  # also for an answer that trickles in
+                snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
             if snapshot.id != batch_id:
                 raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
         except Exception as error:
@@ -233,10 +237,14 @@ def translated(error: Exception) -> UpstreamError:
             AttributeError() | TypeError() | ValueError() | RecursionError()
         ):  # the SDK's, over JSON of an unexpected form
             trouble = Trouble.ODD
+        case TimeoutError():
+            trouble = Trouble.PASSING
         case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
             trouble = Trouble.PASSING
-        case _:  # such as of a callable that is to give the key
+        case openai.OpenAIError():  # such as that there is no key
             trouble = Trouble.REFUSED
+        case _:  # such as of a callable that is to give the key: nobody knows whether it will next time
+            trouble = Trouble.ODD
     return UpstreamError(Failure(trouble, error, type(error).__name__))
 
 
@@ -264,15 +272,25 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-retry-after; the other is Azure's.
     """
-    milliseconds, text = headers.get("retry-after-ms"), headers.get("retry-after", "")
+    text = headers.get("retry-after", "")
+    for seconds in (_number(headers.get("retry-after-ms", "")) / 1000, _number(text), _from_now(text)):
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
+
+
+def _number(text: str) -> float:
     try:
-        seconds = float(text) if milliseconds is None else float(milliseconds) / 1000
+        return float(text)
     except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        return math.nan
+
+
+def _from_now(date: str) -> float:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _name(answer: object, name: str, what: str) -> str:
@@ -304,11 +322,16 @@ def _snapshot(batch: ServerBatch) -> Snapshot:
     problems = listed[:MAX_PROBLEMS] if isinstance(listed, list) else []
     return Snapshot(
         id=_name(batch, "id", "a batch call"),
-        status=_name(batch, "status", "a batch call"),
+        status=_status(_name(batch, "status", "a batch call")),
         output_file_id=_optional_name(batch, "output_file_id"),
         error_file_id=_optional_name(batch, "error_file_id"),
         problems=tuple(map(_problem, problems)),
     )
+
+
+def _status(said: str) -> str:
+    status = said.lower()
+    return "cancelled" if status == "canceled" else status
 
 
 def _problem(item: object) -> BatchProblem:

@@ -208,9 +208,10 @@ async def test_an_answer_that_does_not_decode(call: str) -> None:
         (OddAnswerError("x"), Trouble.ODD),
         (json.JSONDecodeError("x", "y", 0), Trouble.ODD),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), Trouble.ODD),
-        (OSError(5, "the line cannot be read from disk"), Trouble.REFUSED),
+        (OSError(5, "the line cannot be read from disk"), Trouble.ODD),
         (openai.OpenAIError("no key"), Trouble.REFUSED),
-        (RuntimeError("of a callable that is to give the key"), Trouble.REFUSED),
+        (RuntimeError("of a callable that is to give the key"), Trouble.ODD),
+        (TimeoutError(), Trouble.PASSING),
     ],
 )
 async def test_other_errors(error: Exception, trouble: Trouble) -> None:
@@ -271,9 +272,10 @@ async def test_retry_after_as_a_date(zone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("1500", 1.5), ("0", 0.0), ("-5", None), ("nan", None), ("inf", None)]
+    ("text", "seconds"),
+    [("1500", 1.5), ("0", 0.0), ("-5", 100.0), ("nan", 100.0), ("inf", 100.0), ("x", 100.0)],
 )
-async def test_retry_after_ms_goes_before(text: str, seconds: float | None) -> None:
+async def test_retry_after_ms_goes_before_if_it_makes_sense(text: str, seconds: float) -> None:
     assert await retry_after(retry_after_ms=text, retry_after="100") == seconds
 
 
