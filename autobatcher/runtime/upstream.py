@@ -143,10 +143,13 @@ class Upstream:
         try:
             usual = self.client.timeout
             timeout = min(usual, POLL_SECONDS) if isinstance(usual, (int, float)) else POLL_SECONDS
-            with anyio.fail_after(POLL_SECONDS):  # also for an answer that trickles in
+            with anyio.fail_after(2 * POLL_SECONDS):  # for an answer that trickles in
                 snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
             if snapshot.id != batch_id:
                 raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
+        except TimeoutError as error:
+            request = httpx.Request("GET", f"{self.client.base_url}batches/{batch_id}")
+            raise translated(openai.APITimeoutError(request)) from error
         except Exception as error:
             raise translated(error) from error
         return snapshot
@@ -237,8 +240,6 @@ def translated(error: Exception) -> UpstreamError:
             AttributeError() | TypeError() | ValueError() | RecursionError()
         ):  # the SDK's, over JSON of an unexpected form
             trouble = Trouble.ODD
-        case TimeoutError():
-            trouble = Trouble.PASSING
         case httpx.HTTPError() | httpx.StreamError():  # what it sent is no HTTP, or does not decode
             trouble = Trouble.PASSING
         case openai.OpenAIError():  # such as that there is no key

@@ -258,6 +258,11 @@ async def test_an_answer_to_a_poll_that_trickles_in_is_given_up() -> None:
         assert await outcomes(client, *"ab") == [*"ab"]
         assert anyio.current_time() < 120
 
+    server = Server(retrieve=always(trickles))
+    async with running(server, patience_seconds=HOUR) as client:
+        (error,) = await outcomes(client, "a")
+    assert isinstance(error, openai.APITimeoutError)
+
 
 @pytest.mark.parametrize("step", ["retrieve", "content"])
 async def test_closing_cancels_at_once_what_hangs(step: str) -> None:

@@ -211,7 +211,6 @@ async def test_an_answer_that_does_not_decode(call: str) -> None:
         (OSError(5, "the line cannot be read from disk"), Trouble.ODD),
         (openai.OpenAIError("no key"), Trouble.REFUSED),
         (RuntimeError("of a callable that is to give the key"), Trouble.ODD),
-        (TimeoutError(), Trouble.PASSING),
     ],
 )
 async def test_other_errors(error: Exception, trouble: Trouble) -> None:
