@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import functools
 import json
 import sys
+import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Union, cast, get_args, get_origin
 
 import anyio
 import openai
@@ -100,15 +102,34 @@ def plain_result(cast_to: Any, outcome: Outcome) -> Any:
     return result
 
 
-def _has_extras(model: pydantic.BaseModel) -> bool:
-    """Whether there is a field, here or further in, that the type does not know."""
-    if model.__pydantic_extra__:
+def _has_extras(value: Any) -> bool:
+    """Whether there is a field, in a model or further in, that the type does not know."""
+    names = _names_of_more(type(value))  # type: ignore[arg-type] # which is hashable
+    if names is None:
+        return type(value) is list and any(map(_has_extras, value))
+    if value.__pydantic_extra__:
         return True
-    for value in model.__dict__.values():
-        items = value if type(value) is list else (value,)
-        if any(isinstance(item, pydantic.BaseModel) and _has_extras(item) for item in items):
-            return True
-    return False
+    fields = value.__dict__
+    return any(fields[name] is not None and _has_extras(fields[name]) for name in names)
+
+
+@functools.cache
+def _names_of_more(cls: type) -> tuple[str, ...] | None:
+    """The fields of a model that may hold more than a text, a number or the like; None for what is no model."""
+    if not issubclass(cls, pydantic.BaseModel):
+        return None
+    return tuple(name for name, field in cls.model_fields.items() if not _is_simple(field.annotation))
+
+
+def _is_simple(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal or annotation in _SIMPLE:
+        return True
+    return any(get_origin(annotation) is union for union in (Union, types.UnionType)) and all(
+        map(_is_simple, get_args(annotation))
+    )
+
+
+_SIMPLE = (str, int, float, bool, type(None))
 
 
 def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:

@@ -20,8 +20,8 @@ def encode_line(custom_id: str, url: str, body: bytes) -> bytes:
     The line separators of Unicode may stand raw in JSON strings, but some servers split their input with a text
     line reader: they are escaped, which leaves the JSON value as it was.
     """
-    for raw, escaped in _TEXT_LINE_BREAKS:
-        if raw in body:
+    if not body.isascii():
+        for raw, escaped in _TEXT_LINE_BREAKS:
             body = body.replace(raw, escaped)
     return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (
         custom_id.encode(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from autobatcher.core.batch import Batch, Snapshot
 from autobatcher.core.outcomes import Failure, Outcome
@@ -135,8 +136,7 @@ class Cancel:
     batch_id: str
 
 
-@dataclass(frozen=True)
-class Settle:
+class Settle(NamedTuple):
     """Answer one caller."""
 
     request: Request

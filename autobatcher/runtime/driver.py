@@ -200,6 +200,8 @@ class Driver:
 
     def _keep(self, effects: list[core.Effect]) -> JournalError | None:
         """Write the answers down before anybody has them; the error, if that fails."""
+        if not self._notes.keeps:
+            return None
         answers = [
             (effect.request, effect.outcome)
             for effect in effects

@@ -157,10 +157,12 @@ class Notes:
     """What one driver does with a record; this one has none, and does nothing.
 
     Attributes:
+        keeps: whether there is a record.
         adrift: whether there may be batches that nobody follows.
     """
 
-    adrift: bool = False
+    keeps = False
+    adrift = False
 
     def known(self, request: Request) -> Answer | None:
         """Take the request's number; its answer, if that is there."""
@@ -206,6 +208,8 @@ class RecordedNotes(Notes):
         loop: where the driver runs.
         keep: puts large lines on disk.
     """
+
+    keeps = True
 
     def __init__(self, record: Record, base_url: str, loop: Any, keep: Callable[[bytes], Line]) -> None:
         self._record = record

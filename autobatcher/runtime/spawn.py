@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -58,18 +59,17 @@ class Reply(Protocol[T]):
         """The value, as soon as it is set."""
 
 
-class _AsyncioReply:
-    __slots__ = ("_future",)
+class _AsyncioReply(asyncio.Future[Any]):
+    """A future with another face: a wrapper around one would cost each waiting call its memory."""
 
-    def __init__(self) -> None:
-        self._future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    __slots__ = ()
 
     def set(self, value: Any) -> None:
-        if not self._future.done():
-            self._future.set_result(value)
+        if not self.done():
+            self.set_result(value)
 
     def wait(self) -> Awaitable[Any]:
-        return self._future  # itself, for a coroutine around it would cost each waiting call its memory
+        return self
 
 
 class _TrioReply:
@@ -105,7 +105,9 @@ class _TrioReply:
 
 def replies() -> Callable[[], Reply[Any]]:
     """Makes replies for the current backend."""
-    return _TrioReply if sniffio.current_async_library() == "trio" else _AsyncioReply
+    if sniffio.current_async_library() == "trio":
+        return _TrioReply
+    return functools.partial(_AsyncioReply, loop=asyncio.get_running_loop())
 
 
 def clock() -> Callable[[], float]:

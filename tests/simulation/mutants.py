@@ -163,8 +163,9 @@ def _settles_nobody(_self: Engine, _now: float, *, cancel: bool = False) -> list
     return []
 
 
-async def _does_not_close(self: Any) -> None:
+def _does_not_close(self: Any) -> list[Any]:
     self.closed = True
+    return []
 
 
 async def _adopts_any(self: Any, _file_id: str) -> Any:
