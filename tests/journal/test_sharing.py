@@ -14,7 +14,8 @@ import pytest
 from autobatcher import BatchOpenAI, ClientClosedError
 from autobatcher._http import httpx
 from autobatcher.journal import SqliteJournal
-from tests.journal.stage import Wire, ask, client_of, executed, serving
+from tests.journal.memory import MemoryJournal
+from tests.journal.stage import TEXTS, Wire, ask, ask_all, client_of, executed, serving, stop_at
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")]
 
@@ -241,7 +242,7 @@ async def test_a_look_up_that_was_given_up_is_made_again_by_a_retry(path: Path) 
 # A store that is given.
 
 
-async def test_a_store_that_is_given_is_its_givers_to_close(path: Path) -> None:
+async def test_a_file_that_is_given_open_is_its_givers_to_close(path: Path) -> None:
     journal = SqliteJournal(path)
     async with serving() as api:
         async with client_of(api, journal)[0] as client:
@@ -253,3 +254,19 @@ async def test_a_store_that_is_given_is_its_givers_to_close(path: Path) -> None:
         assert not wire.calls
     journal.close()
     SqliteJournal(path).close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stage", ["upload", "create", "poll", "download"])
+async def test_a_store_of_ones_own_takes_a_program_up_again(stage: str, when: str) -> None:
+    journal = MemoryJournal()
+    async with serving(latency_seconds=60) as api:
+        await stop_at(*client_of(api, journal), stage, when)
+        async with client_of(api, journal)[0] as client:
+            results = await ask_all(client, TEXTS)
+        assert all(text in str(result) for text, result in zip(TEXTS, results, strict=True))
+        assert executed(api) == len(TEXTS)
+        client, wire = client_of(api, journal)
+        async with client:
+            assert await ask_all(client, TEXTS) == results
+        assert not wire.calls
