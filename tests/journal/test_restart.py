@@ -89,6 +89,22 @@ async def test_a_lost_creation_is_looked_up_by_the_next_run(path: Path) -> None:
         assert executed(api) == len(TEXTS)
 
 
+async def test_a_list_that_lags_after_a_crash_makes_no_second_batch(path: Path) -> None:
+    async with serving(latency_seconds=60) as api:
+        client, wire = client_of(api, path)
+        wire.answers["list"] = httpx.Response(500)
+        await stop_at(client, wire, "create", "after", lost=True)
+        client, wire = client_of(api, path)
+        wire.answers["list"] = httpx.Response(200, json={"object": "list", "data": [], "has_more": False})
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_all, client, TEXTS)
+            await anyio.sleep(100)
+            del wire.answers["list"]
+        assert wire.calls["list"] > 2
+        assert not wire.calls["create"]
+        assert executed(api) == len(TEXTS)
+
+
 async def test_a_batch_that_the_server_no_longer_knows_is_sent_again(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
