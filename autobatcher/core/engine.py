@@ -63,7 +63,6 @@ from autobatcher.core.retry import (
     MAX_SPENT,
     ODD_ANSWERS,
     REREADS,
-    RESTART_SECONDS,
     PollSchedule,
     WholeFailure,
     is_success,
@@ -287,7 +286,7 @@ class Engine:
     def _not_there(self, batch: Batch, now: float) -> list[Effect]:
         if batch.looks_since is None:
             batch.looks_since = now
-        left = batch.looks_since + (RESTART_SECONDS if batch.restored else LOOK_UP_SECONDS) - now
+        left = batch.looks_since + LOOK_UP_SECONDS - now
         if left > 0:
             batch.due = now + min(left, LOOK_UP_INTERVAL)
             return []

@@ -27,12 +27,9 @@ ODD_ANSWERS = 5
 
 LOOK_UP_SECONDS = 120.0
 """For how long no look may find a batch, after its creation's answer was lost, before it is certain that none was
-made: the lost request may still be on its way, and lists may lag."""
+made: the lost request may still be on its way, and lists may lag. After a crash too: a program is run again at once."""
 
 LOOK_UP_INTERVAL = 15.0
-
-RESTART_SECONDS = 5.0
-"""The same for a batch of an earlier run: the process that asked is gone, and its connection with it."""
 
 LOST_SECONDS = 900.0
 """For how long the server may say on end that it does not know a batch, or refuses to tell, before it is believed; it has then said so at least `LOST_TIMES` times."""

@@ -53,7 +53,8 @@ class Journal(Protocol):
     """A store for one logical run.
 
     Each method is one transaction: when it returns, its effect is safe from a crash; when it raises, it had none.
-    Methods are called from the event loop, one at a time, and should take milliseconds.
+    Methods are called from event loops, and should take milliseconds; a program that has loops in several threads calls
+    them from each of these.
 
     Raises:
         JournalError: from every method, when the store fails (a full disk, say); only the calls that are affected

@@ -181,7 +181,8 @@ class Driver:
         with anyio.CancelScope(deadline=math.inf if wakeup is None else wakeup):
             await self._wake.wait()
 
-    def _apply(self, effects: list[core.Effect]) -> None:
+    def _apply(self, effects: list[core.Effect]) -> JournalError | None:
+        """Have the effects; the error, if there are answers among them that could not be written down."""
         lost = self._keep(effects)
         for effect in effects:
             match effect:
@@ -192,11 +193,13 @@ class Driver:
                     if request.reply is not None:
                         request.reply.set(outcome if not kept or lost is None else CallFailed(lost))
                 case core.Ended(batch):
-                    self._end(batch)
+                    if lost is None:
+                        self._end(batch)
                 case core.Publish(event):
                     self._publish(event)
                 case _:  # a call: only the root's children make them, in no caller's context
                     self._calls.append(effect)
+        return lost
 
     def _keep(self, effects: list[core.Effect]) -> JournalError | None:
         """Write the answers down before anybody has them; the error, if that fails."""
@@ -286,7 +289,9 @@ class Driver:
 
     def _report(self, report: core.Report) -> None:
         self._notes.note(report)
-        self._apply(self._engine.handle(report, self._now()))
+        lost = self._apply(self._engine.handle(report, self._now()))
+        if lost is not None:  # then the batch is given up here, so that a later call finds what was paid for
+            raise lost
         if report.batch.step is Step.SETTLED:  # it may be given up here, and not over at the server
             self._notes.stop([report.batch])
         self._wake.set()  # the next poll may be due before anything that was known until now

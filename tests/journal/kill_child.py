@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from autobatcher import BatchOpenAI
+from autobatcher.core import engine
 
 
 def questions(count: int) -> list[tuple[str, str]]:
@@ -36,6 +37,7 @@ async def main(base_url: str, journal: str, count: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    vars(engine)["LOOK_UP_SECONDS"] = 5.0  # the server's list does not lag, and 200 kills are to be over soon
     answers = asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[4])))
     partial = Path(f"{sys.argv[3]}.part")
     partial.write_text(json.dumps(answers), "utf-8")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,127 +11,16 @@ import anyio
 import openai
 import pytest
 
-from autobatcher import BatchOpenAI, ClientClosedError, RequestFailedError
+from autobatcher import ClientClosedError, RequestFailedError
 from autobatcher._http import httpx
-from autobatcher.local import LocalBatchAPI, LocalConfig
+from tests.journal.stage import TEXTS, ask, ask_all, client_of, executed, serving, stop_at, table
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")]
-
-Act = Callable[[httpx.Request], "httpx.Response | None"]
 
 
 @pytest.fixture
 def anyio_backend(virtual_backend: Any) -> Any:
     return virtual_backend
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.db"
-
-
-class Wire(httpx.AsyncBaseTransport):
-    """The way to the server: what comes before and after a call of a kind is the test's."""
-
-    def __init__(self, api: LocalBatchAPI) -> None:
-        self._inner = httpx.ASGITransport(app=api.app)
-        self.calls: Counter[str] = Counter()
-        self.before: dict[str, Callable[[], None]] = {}
-        self.after: dict[str, Callable[[], None]] = {}
-        self.answers: dict[str, httpx.Response] = {}
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        kind = kind_of(request)
-        self.calls[kind] += 1
-        if kind in self.answers:
-            return self.answers[kind]
-        self.before.get(kind, lambda: None)()
-        response = await self._inner.handle_async_request(request)
-        await response.aread()
-        self.after.get(kind, lambda: None)()
-        return response
-
-
-def kind_of(request: httpx.Request) -> str:
-    match [request.method, *request.url.path.strip("/").split("/")[1:]]:
-        case ["POST", "files"]:
-            return "upload"
-        case ["POST", "batches"]:
-            return "create"
-        case ["GET", "batches"]:
-            return "list"
-        case ["GET", "batches", _]:
-            return "poll"
-        case ["GET", "files", _, "content"]:
-            return "download"
-    return "other"
-
-
-@asynccontextmanager
-async def serving(**config: Any) -> AsyncIterator[LocalBatchAPI]:
-    settings = LocalConfig(clock=lambda: 1_700_000_000 + anyio.current_time(), **config)
-    async with LocalBatchAPI(settings) as api:
-        yield api
-
-
-def client_of(api: LocalBatchAPI, path: Any, **options: Any) -> tuple[BatchOpenAI, Wire]:
-    wire = Wire(api)
-    http_client = httpx.AsyncClient(transport=wire)
-    client = BatchOpenAI(
-        **{
-            "api_key": "k",
-            "base_url": "http://local/v1",
-            "http_client": http_client,
-            "journal": path,
-            **options,
-        }
-    )
-    client._platform = "Unknown"  # else the SDK looks it up in a thread, which takes real time
-    return client, wire
-
-
-async def ask(client: openai.AsyncOpenAI, text: str, model: str = "m") -> str:
-    answer = await client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
-    return str(answer.choices[0].message.content)
-
-
-async def ask_all(client: openai.AsyncOpenAI, texts: list[str]) -> list[str | Exception]:
-    results: list[str | Exception] = [ValueError()] * len(texts)
-
-    async def note(index: int, text: str) -> None:
-        try:
-            results[index] = await ask(client, text)
-        except Exception as error:  # noqa: BLE001 -- returned to the test
-            results[index] = error
-
-    async with anyio.create_task_group() as tasks:
-        for index, text in enumerate(texts):
-            tasks.start_soon(note, index, text)
-    return results
-
-
-TEXTS = ["<one>", "<two>", "<three>"]
-
-
-def executed(api: LocalBatchAPI) -> int:
-    return sum(api.executed.values())
-
-
-async def stop_at(client: BatchOpenAI, wire: Wire, stage: str, when: str, *, lost: bool = False) -> None:
-    """Run the program, and close the client when a call of a kind goes out, or when its answer is there, or lost."""
-    stop = anyio.Event()
-
-    def reached() -> None:
-        stop.set()
-        if lost:
-            raise httpx.ReadError("the connection is lost")
-
-    getattr(wire, when)[stage] = reached
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask_all, client, TEXTS)
-        await stop.wait()
-        await client.close()
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -199,6 +85,22 @@ async def test_a_lost_creation_is_looked_up_by_the_next_run(path: Path) -> None:
             results = await ask_all(client, TEXTS)
         assert all(text in str(result) for text, result in zip(TEXTS, results, strict=True))
         assert wire.calls["list"]
+        assert not wire.calls["create"]
+        assert executed(api) == len(TEXTS)
+
+
+async def test_a_list_that_lags_after_a_crash_makes_no_second_batch(path: Path) -> None:
+    async with serving(latency_seconds=60) as api:
+        client, wire = client_of(api, path)
+        wire.answers["list"] = httpx.Response(500)
+        await stop_at(client, wire, "create", "after", lost=True)
+        client, wire = client_of(api, path)
+        wire.answers["list"] = httpx.Response(200, json={"object": "list", "data": [], "has_more": False})
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_all, client, TEXTS)
+            await anyio.sleep(100)
+            del wire.answers["list"]
+        assert wire.calls["list"] > 2
         assert not wire.calls["create"]
         assert executed(api) == len(TEXTS)
 
@@ -284,16 +186,6 @@ async def test_a_failed_call_gives_its_number_back(path: Path) -> None:
         assert executed(api) == 3
     rows = json.loads(json.dumps(table(path, "SELECT n FROM requests")))
     assert rows == [[0]]
-
-
-def table(path: Path, query: str) -> list[tuple[Any, ...]]:
-    import sqlite3  # noqa: PLC0415 -- any client will do
-
-    db = sqlite3.connect(path)
-    try:
-        return db.execute(query).fetchall()
-    finally:
-        db.close()
 
 
 async def test_what_makes_requests_equal(path: Path) -> None:

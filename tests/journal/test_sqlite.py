@@ -18,11 +18,6 @@ from autobatcher.journal import JournalledRequest, SqliteJournal
 from autobatcher.journal.sqlite import VERSION
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.db"
-
-
 def fill(journal: SqliteJournal, count: int = 3) -> int:
     requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b'{"n":1}') for n in range(count)]
     return journal.begin("http://x/", "/v1/x", "m", requests)
