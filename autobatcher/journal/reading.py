@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from autobatcher.errors import JournalError
+from autobatcher.journal.groups import Indexes, requests_in
 from autobatcher.journal.sqlite import check_header
 
 STATES = ("answered", "at the server", "not answered")
@@ -53,24 +56,19 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
             yield db
         finally:
             db.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, msgspec.DecodeError) as error:
         raise JournalError(f"{path}: {error}") from error
 
 
 _STATES = """
-SELECT CASE WHEN answers.request IS NOT NULL THEN 0 WHEN ended_at IS NULL AND file_id IS NOT NULL THEN 1 ELSE 2 END, count(*)
-FROM requests JOIN batches ON batches.number = requests.batch LEFT JOIN answers USING (request) GROUP BY 1
+SELECT CASE WHEN a.id IS NOT NULL THEN 0 WHEN ended_at IS NULL AND file_id IS NOT NULL THEN 1 ELSE 2 END, count(*)
+FROM request_index JOIN batches ON number = batch LEFT JOIN answer_index AS a USING (key, n) GROUP BY 1
 """
 
 _BATCHES = """
-SELECT number, endpoint, model, batch_id, ended_at IS NOT NULL AS ended, count(request) AS requests,
-    count(answers.request) AS answers
-FROM batches LEFT JOIN requests ON batch = number LEFT JOIN answers USING (request) GROUP BY number ORDER BY number
-"""
-
-_EXPORT = """
-SELECT custom_id, base_url, endpoint, n, requests.body, status, request_id, answers.body
-FROM requests JOIN batches ON batches.number = requests.batch LEFT JOIN answers USING (request) ORDER BY request
+SELECT number, endpoint, model, batch_id, ended_at IS NOT NULL AS ended, count(r.n) AS requests, count(a.id) AS answers
+FROM batches LEFT JOIN request_index AS r ON batch = number LEFT JOIN answer_index AS a USING (key, n)
+GROUP BY number ORDER BY number
 """
 
 
@@ -81,12 +79,13 @@ def summary(path: str | os.PathLike[str]) -> Summary:
         JournalError: this is no journal, or it cannot be read.
     """
     with reading(path) as db:
+        Indexes(db).catch_up()
         counts = dict(db.execute(_STATES).fetchall())
         cursor = db.execute(_BATCHES)
         names = [column[0] for column in cursor.description]
         batches = [dict(zip(names, row, strict=True)) for row in cursor]
         (begun_at,) = db.execute("SELECT min(begun_at) FROM batches").fetchone()
-        (answered_at,) = db.execute("SELECT max(answered_at) FROM answers").fetchone()
+        (answered_at,) = db.execute("SELECT max(answered_at) FROM answer_groups").fetchone()
     files = (Path(f"{os.fspath(path)}{ending}") for ending in ("", "-wal"))
     return Summary(
         {state: counts.get(number, 0) for number, state in enumerate(STATES)},
@@ -98,17 +97,28 @@ def summary(path: str | os.PathLike[str]) -> Summary:
 
 
 def export(path: str | os.PathLike[str]) -> Iterator[str]:
-    """All requests, in the order in which they first came, each with its answer or null: lines of JSON.
+    """All requests, in the order in which they were last sent, each with its answer or null: lines of JSON.
 
     Raises:
         JournalError: this is no journal, or it cannot be read.
     """
     with reading(path) as db:
-        for custom_id, base_url, endpoint, n, body, status, request_id, answer in db.execute(_EXPORT):
+        indexes = Indexes(db)
+        indexes.catch_up()
+        batches = {
+            number: (base_url, endpoint)
+            for number, base_url, endpoint in db.execute("SELECT number, base_url, endpoint FROM batches")
+        }
+        for batch, position, (key, n, custom_id), body in requests_in(db):
+            name = bytes.fromhex(key), n
+            if indexes.place(*name) != (batch, position):
+                continue  # it went into another batch
+            base_url, endpoint = batches[batch]
             head = json.dumps({"custom_id": custom_id, "base_url": base_url, "url": endpoint, "n": n})
+            answer = indexes.answer(*name)
             response = "null"
-            if status is not None:
-                told = json.dumps({"status_code": status, "request_id": request_id})
-                response = f'{told[:-1]}, "body": {answer}}}'
+            if answer is not None:
+                told = json.dumps({"status_code": answer.status, "request_id": answer.request_id})
+                response = f'{told[:-1]}, "body": {answer.body.decode()}}}'
             # The bodies are JSON already: they go out as they came in.
-            yield f'{head[:-1]}, "body": {body}, "response": {response}}}\n'
+            yield f'{head[:-1]}, "body": {body.decode()}, "response": {response}}}\n'

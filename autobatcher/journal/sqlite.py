@@ -6,21 +6,25 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
+import msgspec
 
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import JournalError
+from autobatcher.journal.groups import TABLES, Indexes, answer_groups, request_groups
 from autobatcher.journal.store import JournalledRequest, OpenBatch
 
 APPLICATION_ID = 0x41426A6C
 """In the header of the file (source: https://www.sqlite.org/fileformat.html): "ABjl", so that it is known."""
 
 VERSION = 1
+
+PAGE = 2**14
+"""Bytes; rows are large, and SQLite's usual quarter of this costs half as much again."""
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER = 100
@@ -38,47 +42,20 @@ CREATE TABLE batches (
     ended_at REAL
 );
 CREATE INDEX open_batches ON batches (base_url) WHERE ended_at IS NULL;
-CREATE TABLE requests (
-    request INTEGER PRIMARY KEY,
-    key BLOB NOT NULL,
-    n INTEGER NOT NULL,
-    custom_id TEXT NOT NULL,
-    batch INTEGER NOT NULL REFERENCES batches (number),
-    position INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    UNIQUE (key, n)
-);
-CREATE TABLE answers (
-    request INTEGER PRIMARY KEY REFERENCES requests (request),
-    status INTEGER NOT NULL,
-    request_id TEXT,
-    body TEXT NOT NULL,
-    answered_at REAL NOT NULL
-);
 """
 
-MIGRATIONS: tuple[str, ...] = (_SCHEMA,)
+MIGRATIONS: tuple[str, ...] = (_SCHEMA + TABLES,)
 """MIGRATIONS[v] leads from version v to v + 1."""
 
-_BEGIN_REQUEST = """
-INSERT INTO requests (key, n, custom_id, batch, position, body) VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT))
-ON CONFLICT (key, n) DO UPDATE SET custom_id = excluded.custom_id, batch = excluded.batch, position = excluded.position
-"""
-
-_ANSWER = """
-SELECT status, request_id, answers.body FROM requests JOIN answers USING (request) WHERE key = ? AND n = ?
-"""
-
-_ANSWERED = """
-INSERT INTO answers (request, status, request_id, body, answered_at)
-SELECT request, ?, ?, CAST(? AS TEXT), ? FROM requests WHERE key = ? AND n = ?
-ON CONFLICT DO NOTHING
+_OPEN_BATCHES = """
+SELECT number, endpoint, model, file_id, batch_id, created_at FROM batches
+WHERE base_url = ? AND ended_at IS NULL ORDER BY number
 """
 
 _OPEN_REQUESTS = """
-SELECT batch, position, custom_id, key, n FROM requests JOIN batches ON batches.number = requests.batch
+SELECT batch, position, custom_id, key, n FROM request_index JOIN batches ON number = batch
 WHERE base_url = ? AND ended_at IS NULL
-AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.request = requests.request)
+AND NOT EXISTS (SELECT 1 FROM answer_index AS a WHERE a.key = request_index.key AND a.n = request_index.n)
 ORDER BY batch, position
 """
 
@@ -118,6 +95,8 @@ class SqliteJournal:
             raise JournalError(f"{self.path}: the journal cannot be opened: {error}") from error
         try:
             self._prepare(db)
+            self._indexes = Indexes(db)
+            (self._newest,) = db.execute("SELECT ifnull(max(id), 0) FROM answer_groups").fetchone()
         except sqlite3.Error as error:
             db.close()
             raise JournalError(f"{self.path}: the journal cannot be used: {error}") from error
@@ -134,6 +113,8 @@ class SqliteJournal:
                 raise JournalError(f"{self.path}: the journal is damaged: {found}")
         if version > VERSION:
             raise JournalError(f"{self.path}: a journal of a later version of autobatcher ({version})")
+        if not version:
+            db.execute(f"PRAGMA page_size = {PAGE}")
         if version < VERSION:
             with _transaction(db):
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -144,7 +125,6 @@ class SqliteJournal:
         # Only now, so that the header, by which a journal is known, is in the file itself from the start.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.text_factory = bytes
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -156,21 +136,19 @@ class SqliteJournal:
         with self._mutex:
             try:
                 yield self._db
-            except sqlite3.Error as error:
+            except (sqlite3.Error, msgspec.DecodeError) as error:
                 raise JournalError(f"{self.path}: {error}") from error
 
     def has_answers(self) -> bool:
         """As in `Journal`."""
-        with self._reading() as db:
-            return db.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
+        return bool(self._newest)
 
     def answer(self, key: bytes, n: int) -> Answer | None:
         """As in `Journal`."""
-        with self._reading() as db:
-            row = db.execute(_ANSWER, (key, n)).fetchone()
-        return None if row is None else Answer(row[0], _text(row[1]), row[2])
+        with self._reading():
+            return self._indexes.answer(key, n, self._newest)
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Sequence[JournalledRequest]) -> int:
+    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
         """As in `Journal`."""
         with self._writing() as db:
             values = (base_url, endpoint, model, time.time())
@@ -178,11 +156,8 @@ class SqliteJournal:
                 "INSERT INTO batches (base_url, endpoint, model, begun_at) VALUES (?, ?, ?, ?)", values
             ).lastrowid
             db.executemany(
-                _BEGIN_REQUEST,
-                (
-                    (request.key, request.n, request.custom_id, number, position, request.body)
-                    for position, request in enumerate(requests)
-                ),
+                "INSERT INTO request_groups (batch, position, requests) VALUES (?, ?, CAST(? AS TEXT))",
+                ((number, position, group) for position, group in request_groups(requests)),
             )
         return int(number or 0)
 
@@ -199,12 +174,15 @@ class SqliteJournal:
 
     def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
         """As in `Journal`."""
+        rows = list(answer_groups(answers))
         now = time.time()
         with self._writing() as db:
             db.executemany(
-                _ANSWERED,
-                ((answer.status, answer.request_id, answer.body, now, key, n) for key, n, answer in answers),
+                "INSERT INTO answer_groups (answered_at, answers) VALUES (?, CAST(? AS TEXT))",
+                ((now, row) for _, row in rows),
             )
+            (newest,) = db.execute("SELECT max(id) FROM answer_groups").fetchone()
+        self._newest = newest
 
     def ended(self, number: int) -> None:
         """As in `Journal`."""
@@ -214,26 +192,15 @@ class SqliteJournal:
     def open_batches(self, base_url: str) -> list[OpenBatch]:
         """As in `Journal`."""
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT number, endpoint, model, file_id, batch_id, created_at FROM batches"
-                " WHERE base_url = ? AND ended_at IS NULL ORDER BY number",
-                (base_url,),
-            ).fetchall()
+            rows = db.execute(_OPEN_BATCHES, (base_url,)).fetchall()
             if not rows:
                 return []
+            self._indexes.catch_up()
             requests: dict[int, dict[int, tuple[str, bytes, int]]] = {}
             for batch, position, custom_id, key, n in db.execute(_OPEN_REQUESTS, (base_url,)):
-                requests.setdefault(batch, {})[position] = (custom_id.decode(), key, n)
+                requests.setdefault(batch, {})[position] = (custom_id, key, n)
             return [
-                OpenBatch(
-                    number,
-                    endpoint.decode(),
-                    model.decode(),
-                    _text(file_id),
-                    _text(batch_id),
-                    created_at,
-                    requests.get(number, {}),
-                )
+                OpenBatch(number, endpoint, model, file_id, batch_id, created_at, requests.get(number, {}))
                 for number, endpoint, model, file_id, batch_id, created_at in rows
             ]
 
@@ -273,7 +240,3 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:  # some errors, such as a full disk, have rolled it back already
             db.execute("ROLLBACK")
         raise
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else value.decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -67,7 +67,7 @@ class Journal(Protocol):
     def answer(self, key: bytes, n: int) -> Answer | None:
         """The answer to the n-th request of this key, if it is there."""
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Sequence[JournalledRequest]) -> int:
+    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
         """Note a batch and its requests, in the order of their lines, before the upload; its number.
 
         Requests that are known (by key and n) are in this batch from now on.
@@ -80,7 +80,7 @@ class Journal(Protocol):
         """Note the server's id of a batch."""
 
     def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
-        """Note answers by key and n, before their callers get them. One that is there stays."""
+        """Note answers to requests by key and n, before their callers get them. One that is there stays."""
 
     def ended(self, number: int) -> None:
         """Note that nothing more is to be expected of a batch."""

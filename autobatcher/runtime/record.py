@@ -117,10 +117,10 @@ class Record:
         """Note a batch and the lines of its file before the upload."""
         if batch.number is not None:  # an upload that failed
             self.journal.ended(batch.number)
-        noted = [
+        noted = (  # large bodies are on disk, and are not to be in memory together
             JournalledRequest(request.key, request.n, request.custom_id, body_of(whole(request.line)))
             for request in requests
-        ]
+        )
         batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted)
         self._held[batch.number] = loop
 

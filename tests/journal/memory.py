@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from autobatcher.core.outcomes import Answer
@@ -38,7 +38,7 @@ class MemoryJournal:
     def answer(self, key: bytes, n: int) -> Answer | None:
         return self._answers.get((key, n))
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Sequence[JournalledRequest]) -> int:
+    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
         with self._lock:
             number = len(self._batches) + 1
             batch = self._batches[number] = _Batch(base_url, endpoint, model)
@@ -59,7 +59,7 @@ class MemoryJournal:
         batch.batch_id, batch.created_at = batch_id, time.time()
 
     def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
-        new = {(key, n): answer for key, n, answer in answers if (key, n) in self._places}
+        new = {(key, n): answer for key, n, answer in answers}
         with self._lock:
             self._answers = {**new, **self._answers}
 

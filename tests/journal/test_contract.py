@@ -126,13 +126,6 @@ def test_the_first_answer_stays(journal: Journal) -> None:
     assert journal.answer(key(1), 0) == ANSWER
 
 
-def test_what_is_no_request_of_it_gets_no_answer(journal: Journal) -> None:
-    begin(journal, 1)
-    journal.answered([(key(1), 1, ANSWER), (key(2), 0, ANSWER)])
-    assert not journal.has_answers()
-    assert journal.answer(key(1), 1) is journal.answer(key(2), 0) is None
-
-
 @pytest.mark.parametrize("request_id", [None, "", "req-ü"])
 @pytest.mark.parametrize("text", ['"\\u0000"', '"\\ud800"', '"ü\u2028😀"', " [1.0 , 1] ", "1" * 10**6])
 def test_texts_come_back_byte_for_byte(again: Again, text: str, request_id: str | None) -> None:
