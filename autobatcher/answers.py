@@ -102,15 +102,20 @@ def plain_result(cast_to: Any, outcome: Outcome) -> Any:
     return result
 
 
-def _has_extras(value: Any) -> bool:
-    """Whether there is a field, in a model or further in, that the type does not know."""
-    names = _names_of_more(type(value))  # type: ignore[arg-type] # which is hashable
-    if names is None:
-        return type(value) is list and any(map(_has_extras, value))
-    if value.__pydantic_extra__:
-        return True
-    fields = value.__dict__
-    return any(fields[name] is not None and _has_extras(fields[name]) for name in names)
+def _has_extras(model: pydantic.BaseModel) -> bool:
+    """Whether there is a field, here or further in, that the type does not know."""
+    values: list[Any] = [model]
+    for value in values:  # which grows
+        if type(value) is list:
+            values += value
+        elif (names := _names_of_more(type(value))) is not None:  # type: ignore[arg-type] # which is hashable
+            if value.__pydantic_extra__:
+                return True
+            fields = value.__dict__
+            for name in names:
+                if (field := fields[name]) is not None:
+                    values.append(field)
+    return False
 
 
 @functools.cache
@@ -189,9 +194,11 @@ def _raise(
             raise BatchFailedError(request, batch_id=batch_id, status=status, errors=problems)
         case CallFailed(cause):
             raise _own_copy(client, cast("BaseException", cause))
-        case Closed(batch_id, cancelling):
+        case Closed(batch_id, cancelling, file_id):
             what = "the server is asked to cancel it" if cancelling else "it goes on at the server"
             where = "" if batch_id is None else f"; the request is in batch {batch_id}, and {what}"
+            if file_id is not None:
+                where = f"; there may be a batch of file {file_id} at the server that holds the request"
             raise ClientClosedError(f"the client is closed{where}", batch_id=batch_id)
 
 

@@ -65,8 +65,8 @@ class Collectors:
 
         A call may have been made before its collector was retired, and be awaited only now: then that is back.
         """
-        if all(known is not collector for _, known in self._known):
-            collector.closed = self.closed
+        if collector.retired:
+            collector.retired, collector.closed = False, self.closed
             self._known.append((object(), collector))
         return collector.driver()
 
@@ -131,6 +131,7 @@ class Collector:
         self._base_url = str(self._upstream.client.base_url)
         self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
+        self.retired = False
         self.closed = False
 
     def entry(self, endpoint: str, model: str, body: bytes, *, weight: int, retries: int) -> Request:
@@ -183,13 +184,20 @@ class Collector:
         """End the tasks, if nothing is waiting or under way; whether they are ended."""
         if not all(is_dead(loop) or driver.idle for loop, driver in self._drivers.items()):
             return False
+        self._forget_dead()
         for loop, driver in self._drivers.items():
             if loop is current_loop():
                 driver.retire()
-            elif not is_dead(loop):
+            else:
                 call_soon_in(loop, driver.retire)
         self._drivers = {}
+        self.retired = True
         return True
+
+    def _forget_dead(self) -> None:
+        """Drop the drivers of event loops that are over."""
+        for loop in [loop for loop in self._drivers if is_dead(loop)]:
+            self._drivers.pop(loop).forget()
 
     def driver(self) -> Driver | None:
         """What submits requests in this event loop; None when all is closed."""
@@ -198,7 +206,7 @@ class Collector:
         loop = current_loop()
         driver = self._drivers.get(loop)
         if driver is None:
-            self._drivers = {key: value for key, value in self._drivers.items() if not is_dead(key)}
+            self._forget_dead()
             driver = self._drivers[loop] = Driver(
                 self._engine(),
                 self._upstream,

@@ -68,4 +68,11 @@ class LinesIgnored:
     reason: str
 
 
-Event = BatchSubmitted | BatchSettled | RequestsResent | CallRetried | LinesIgnored
+@dataclass(frozen=True)
+class BatchNotCancelled:
+    """A batch that nobody waits for may go on at the server, and cost money: its cancellation did not come about."""
+
+    batch_id: str | None
+
+
+Event = BatchSubmitted | BatchSettled | RequestsResent | CallRetried | LinesIgnored | BatchNotCancelled

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from autobatcher.events import (
+    BatchNotCancelled,
     BatchSettled,
     BatchSubmitted,
     CallRetried,
@@ -70,6 +71,10 @@ def log_event(event: Event) -> None:
         case CallRetried(batch_id, step, reason, delay):
             then = f"next try in {delay:.0f} s" if delay else "looking whether it was done all the same"
             _log.warning("batch %s: %s failed (%s); %s", batch_id or "-", step, reason, then)
+        case BatchNotCancelled():
+            _log.warning(
+                "batch %s: it could not be cancelled, and may go on at the server", event.batch_id or "-"
+            )
         case LinesIgnored():
             _log.warning(
                 "batch %s: %d result lines ignored: %s", event.batch_id or "-", event.lines, event.reason

@@ -78,7 +78,11 @@ class Admission:
                 continue
             active += 1
             tokens[batch.model] += batch.tokens  # type: ignore[assignment] # counters count anything
-            if batch.snapshot is None or batch.snapshot.status in UNDECIDED:
+            if batch.snapshot is not None:
+                undecided = batch.snapshot.status in UNDECIDED
+            else:  # not one whose calls fail, which may go on for hours
+                undecided = batch.due is None or batch.due <= now
+            if undecided:
                 unvalidated.add(batch.model)
         chosen: list[Batch] = []
         held: set[str] = set()

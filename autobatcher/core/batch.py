@@ -37,6 +37,7 @@ class Stumbles:
         spent: seconds since the first.
         alike: how many of the last ones failed in the same way.
         alike_spent: seconds since the first of these.
+        planned: seconds until the next try, by plan.
     """
 
     at: float
@@ -45,10 +46,11 @@ class Stumbles:
     spent: float = 0.0
     alike: int = 0
     alike_spent: float = 0.0
+    planned: float = 0.0
 
     def add(self, kind: Trouble, now: float, most: float) -> None:
-        """One more; the time since the last counts up to `most` seconds."""
-        passed = min(now - self.at, most)
+        """One more; of the time since the last, what was planned counts, and up to `most` seconds of the rest."""
+        passed = min(now - self.at, self.planned + most)
         self.at = now
         self.count += 1
         self.spent += passed
@@ -73,6 +75,7 @@ class Batch:
         not_before: when it may be sent.
         step, due: see `Step`.
         file_id, snapshot: what the server said of it.
+        refusals, refused_since: how often in a row the server's queue was full for its requests, and since when.
         doubt: why it is not known whether the creation made a batch; None when it is known.
         looks_since: when a look first found none.
         stumbles: the failures in a row of the calls that have not succeeded since, by step.
@@ -100,6 +103,8 @@ class Batch:
     due: float | None = None
     file_id: str | None = None
     snapshot: Snapshot | None = None
+    refusals: int = 0
+    refused_since: float = 0.0
     doubt: object = None
     looks_since: float | None = None
     stumbles: dict[Step, Stumbles] = field(default_factory=dict)
@@ -162,6 +167,12 @@ class Batch:
     def id(self) -> str | None:
         """The server's id, once it has given one."""
         return None if self.snapshot is None else self.snapshot.id
+
+    @property
+    def uncertain_file_id(self) -> str | None:
+        """The input file, if it is not known whether there is a batch of it."""
+        creating = self.step is Step.CREATE and self.due is None
+        return self.file_id if self.snapshot is None and (creating or self.doubt is not None) else None
 
     @property
     def requests(self) -> Iterator[Request]:

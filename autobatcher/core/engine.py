@@ -49,7 +49,7 @@ from autobatcher.core.outcomes import (
 )
 from autobatcher.core.retry import (
     CALLS,
-    CANCELS,
+    FILE_LAG,
     FILE_LOOKS,
     ILLEGIBLE_REREADS,
     LATER,
@@ -59,6 +59,7 @@ from autobatcher.core.retry import (
     LOST_SECONDS,
     LOST_TIMES,
     MAX_LOSSES,
+    MAX_REFUSALS,
     MAX_RETRY_AFTER,
     MAX_SPENT,
     ODD_ANSWERS,
@@ -70,7 +71,14 @@ from autobatcher.core.retry import (
     may_pass,
 )
 from autobatcher.core.window import Limits, Request, Window, check_fits_any
-from autobatcher.events import BatchSettled, BatchSubmitted, CallRetried, LinesIgnored, RequestsResent
+from autobatcher.events import (
+    BatchNotCancelled,
+    BatchSettled,
+    BatchSubmitted,
+    CallRetried,
+    LinesIgnored,
+    RequestsResent,
+)
 
 EXPIRED = "batch_expired"
 """The code of a line that its batch's completion window left unanswered.
@@ -153,10 +161,11 @@ class Engine:
 
     def _queue(
         self, endpoint: str, model: str, requests: Iterable[Request], now: float, not_before: float
-    ) -> None:
+    ) -> Batch:
         batch = Batch.of(endpoint, model, requests, closed_at=now, not_before=not_before)
         batch.due = not_before
         self.batches[id(batch)] = batch
+        return batch
 
     # Time passes.
 
@@ -245,7 +254,8 @@ class Engine:
     def close(self, now: float, *, cancel: bool = False) -> list[Effect]:
         """Settle whoever still waits.
 
-        Batches stay at the server, unless they are to be cancelled: go on then until `batches` is empty.
+        Batches stay at the server, unless they are to be cancelled, or all of whose callers had left before: go on
+        with these until `batches` is empty, or call `give_up_all`.
         """
         effects: list[Effect] = []
         for window in self.windows.values():
@@ -254,10 +264,12 @@ class Engine:
                 effects.append(Settle(request, Closed(None)))
         self.windows.clear()
         for batch in list(self.batches.values()):
-            if not cancel or batch.step in (Step.QUEUED, Step.UPLOAD):  # nothing can be at the server
-                effects += self._finish(batch, now, Closed(batch.id), over=False)
+            deserted = batch.gone and not batch.waiting
+            if batch.step in (Step.QUEUED, Step.UPLOAD) or not (cancel or deserted):
+                closed = Closed(batch.id, file_id=batch.uncertain_file_id)
+                effects += self._finish(batch, now, closed, over=False)
                 continue
-            closed = Closed(batch.id, cancelling=True)
+            closed = Closed(batch.id, cancelling=True, file_id=batch.uncertain_file_id)
             effects += [Settle(request, closed) for request in batch.take_all()]
             batch.gone += 1
             if batch.step is Step.LOOK_UP and batch.due is not None:  # there is little time left to find it
@@ -265,6 +277,23 @@ class Engine:
                 batch.due = now
             effects += self._if_deserted(batch, now)
         return effects
+
+    def give_up_all(self, now: float) -> list[Effect]:
+        """End what `close` has left."""
+        return [
+            effect
+            for batch in list(self.batches.values())
+            for effect in (Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False))
+        ]
+
+    def forget(self) -> None:
+        """Let go of all there is: the event loop is over, and nobody waits any more."""
+        waiting = [request for window in self.windows.values() for request in window.requests.values()]
+        waiting += [request for batch in self.batches.values() for request in batch.requests]
+        for request in waiting:
+            request.reply = request.place = request.host = None
+        self.windows.clear()
+        self.batches.clear()
 
     def _if_deserted(self, batch: Batch, now: float) -> list[Effect]:
         """End what nobody waits for, as soon as no call for it is under way that could buy anything."""
@@ -349,11 +378,14 @@ class Engine:
             request = batch.take(custom_id)
             if request is None:  # read before, doubled, or its caller has left
                 continue
-            if self._goes_again(request, outcome):
-                self._send_again(request, now)
+            try:
+                settled = self._judge(batch, request, outcome, now)
+            except Exception as error:  # noqa: BLE001 -- a defect over one line must not lose the others' answers
+                settled = Settle(request, CallFailed(error))
+            if settled is None:
                 again += 1
-                continue
-            effects.append(self._settle(batch, request, outcome))
+            else:
+                effects.append(settled)
         for count, why in ((malformed, "malformed"), (unknown, "with an unknown custom_id")):
             if count:
                 effects.append(Publish(LinesIgnored(batch.id, count, why)))
@@ -361,6 +393,13 @@ class Engine:
             batch.resent += again
             effects.append(Publish(RequestsResent(batch.id, again, "their lines hold errors that may pass")))
         return effects
+
+    def _judge(self, batch: Batch, request: Request, outcome: Outcome, now: float) -> Settle | None:
+        """What a line leads to; None if the request goes into another batch."""
+        if self._goes_again(request, outcome):
+            self._send_again(request, now)
+            return None
+        return self._settle(batch, request, outcome)
 
     @staticmethod
     def _goes_again(request: Request, outcome: Outcome) -> bool:
@@ -402,7 +441,8 @@ class Engine:
         if status != "failed" and batch.rereads < most:
             batch.rereads += 1
             batch.begin_anew()
-            due = now + min(self.polls.first * 2 ** (batch.rereads - 1), self.polls.latest(0.0))
+            first = max(self.polls.first, FILE_LAG)
+            due = now + min(first * 2 ** (batch.rereads - 1), self.polls.latest(0.0))
             if batch.step is Step.POLL:
                 batch.due = due
             else:
@@ -449,9 +489,14 @@ class Engine:
         )
         effects: list[Effect] = []
         gate = self.admission.queue_full(batch.model, now, self.spread(), alone=alone)
-        if not alone or now - gate.since <= self.patience:
-            # With nothing else of ours in the queue, this batch may be more than the queue can ever hold.
-            parts = 2 if alone and batch.waiting > 1 else 1
+        batch.refusals += 1
+        batch.refused_since = batch.refused_since or now
+        # One request alone that is refused while others go in may be more than the queue can ever hold; and so may a
+        # batch with nothing else of ours in the queue.
+        since = gate.since if alone else batch.refused_since
+        if now - since <= self.patience or not (alone or batch.waiting == 1):
+            splits = alone or batch.refusals % MAX_REFUSALS == 0
+            parts = 2 if splits and batch.waiting > 1 else 1
             effects = self._again(batch, now, "the server's queue is full", parts=parts)
         return effects + self._finish(batch, now, self._unanswered(batch))
 
@@ -467,7 +512,8 @@ class Engine:
             part = requests[start : start + length]
             for request in part:
                 request.sent += 1
-            self._queue(batch.endpoint, batch.model, part, now, now + pause)
+            other = self._queue(batch.endpoint, batch.model, part, now, now + pause)
+            other.refusals, other.refused_since = batch.refusals, batch.refused_since
         batch.resent += len(requests)
         return [Publish(RequestsResent(batch.id, len(requests), reason))]
 
@@ -485,7 +531,8 @@ class Engine:
     def _status(batch: Batch) -> str:
         if batch.snapshot is not None:
             return batch.snapshot.status
-        return "not submitted" if batch.doubt is None else f"uncertain: there may be one of {batch.file_id}"
+        file_id = batch.uncertain_file_id
+        return "not submitted" if file_id is None else f"uncertain: there may be one of {file_id}"
 
     def _unanswered(self, batch: Batch) -> Unanswered:
         problems = () if batch.snapshot is None else batch.snapshot.problems
@@ -500,6 +547,7 @@ class Engine:
             if outcome is None:
                 raise AssertionError("a batch does not end with callers that wait and nothing to tell them")
             effects.append(self._settle(batch, request, outcome))
+        status = self._status(batch)
         batch.move(Step.SETTLED)
         batch.due = None
         del self.batches[id(batch)]
@@ -509,7 +557,7 @@ class Engine:
             batch.id,
             batch.endpoint,
             batch.model,
-            self._status(batch),
+            status,
             answered=batch.answered,
             failed=batch.failed,
             resent=batch.resent,
@@ -532,17 +580,20 @@ class Engine:
             self._go(batch, Step.LOOK_UP, now)
             return [Publish(CallRetried(batch.id, step.value, failure.reason, 0.0))]
         early = step is Step.FETCH and not batch.final
-        if not early and not (self._may_go_on(step, trouble, stumbles) and stumbles.spent <= self.patience):
+        asked = min(failure.retry_after or 0.0, MAX_RETRY_AFTER)
+        # Where nothing is bought, nobody waits for a time that is beyond their patience.
+        spent = stumbles.spent + (asked if step in (Step.UPLOAD, Step.CREATE) else 0.0)
+        if not early and not (self._may_go_on(step, trouble, stumbles) and spent <= self.patience):
             if step is Step.CANCEL:
-                return self._finish(batch, now)
+                return [Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False)]
             if batch.restored and trouble is Trouble.NOT_FOUND and step is not Step.LOOK_UP:
                 effects = self._lost(batch, now, "the server no longer knows the batch of an earlier run")
                 return effects + self._finish(batch, now, CallFailed(failure.cause))
             cause = failure.cause if step is not Step.LOOK_UP or batch.doubt is None else batch.doubt
             return self._finish(batch, now, CallFailed(cause), over=step in (Step.UPLOAD, Step.CREATE))
-        delay = CALLS.delay(stumbles.count, self.spread())
-        if failure.retry_after is not None:  # and no sooner; nor all that were told so in one moment
-            delay = max(delay, min(failure.retry_after * (1 + self.spread() * LATER), MAX_RETRY_AFTER))
+        # No sooner than asked; nor all that were told so in one moment.
+        asked = min(asked * (1 + self.spread() * LATER), MAX_RETRY_AFTER)
+        delay = max(CALLS.delay(stumbles.count, self.spread()), asked)
         if step in (Step.POLL, Step.FETCH):
             age = now - batch.created_at
             delay = max(min(delay, self.polls.latest(age)), self.polls.interval(age))
@@ -553,6 +604,7 @@ class Engine:
                 batch.resumes = False  # not from a line on, or not before the end
             batch.move(Step.POLL)
         batch.due = now + delay
+        stumbles.planned = delay
         return [Publish(CallRetried(batch.id, step.value, failure.reason, delay))]
 
     @staticmethod
@@ -569,14 +621,13 @@ class Engine:
         """Whether a call may be repeated after this failure, if its time is not up."""
         match trouble:
             case Trouble.BUSY | Trouble.PASSING:
-                return step is not Step.CANCEL or stumbles.count < CANCELS
+                return True
             case Trouble.ODD:
-                most = {Step.UPLOAD: ODD_ANSWERS, Step.LOOK_UP: ODD_ANSWERS, Step.CANCEL: CANCELS}.get(step)
-                return most is None or stumbles.alike < most
+                return step not in (Step.UPLOAD, Step.LOOK_UP) or stumbles.alike < ODD_ANSWERS
             case Trouble.NOT_FOUND if step is Step.CREATE:
                 return stumbles.alike < FILE_LOOKS
         # A batch that is paid for, or may be, is not given up on one word.
-        return step in (Step.LOOK_UP, Step.POLL, Step.FETCH) and not (
+        return step not in (Step.UPLOAD, Step.CREATE) and not (
             stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
         )
 

@@ -10,6 +10,9 @@ import msgspec
 from autobatcher.core.outcomes import Answer, LineFailed
 
 MAX_MESSAGE = 2_000
+MAX_TOKENS = 10**9
+"""More is no number of tokens."""
+
 MAX_CODE = 200
 """Characters of what a server says of a line's failure that are kept."""
 
@@ -136,7 +139,8 @@ def prompt_tokens(body: bytes) -> int:
         usage = _meter.decode(body).usage
     except (ValueError, RecursionError):  # among them msgspec's own
         return 0
-    return 0 if usage is None else max(usage.prompt_tokens, usage.input_tokens, 0)
+    tokens = 0 if usage is None else max(usage.prompt_tokens, usage.input_tokens)
+    return tokens if 0 < tokens <= MAX_TOKENS else 0
 
 
 def body_of(line: bytes) -> bytes:

@@ -14,6 +14,10 @@ class Answer(NamedTuple):
     request_id: str | None
     body: bytes
 
+    def __repr__(self) -> str:
+        """Without the body, which is nobody's to see."""
+        return f"Answer({self.status}, {self.request_id!r}, {len(self.body)} bytes)"
+
 
 @dataclass(frozen=True)
 class LineFailed:
@@ -54,11 +58,13 @@ class CallFailed:
 class Closed:
     """The client was closed while the caller waited.
 
-    `batch_id` is the batch at the server, if there is one; `cancelling`: the server is asked to cancel it.
+    `batch_id` is the batch at the server, if there is one; `cancelling`: the server is asked to cancel it; `file_id` is
+    the input file, if it is uncertain whether there is a batch.
     """
 
     batch_id: str | None
     cancelling: bool = False
+    file_id: str | None = None
 
 
 Outcome = Answer | LineFailed | Unanswered | CallFailed | Closed

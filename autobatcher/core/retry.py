@@ -31,6 +31,9 @@ made: the lost request may still be on its way, and lists may lag. After a crash
 
 LOOK_UP_INTERVAL = 15.0
 
+FILE_LAG = 5.0
+"""Seconds to the first reading again of result files that lack lines."""
+
 LOST_SECONDS = 900.0
 """For how long the server may say on end that it does not know a batch, or refuses to tell, before it is believed; it has then said so at least `LOST_TIMES` times."""
 
@@ -46,9 +49,6 @@ REREADS = 6
 ILLEGIBLE_REREADS = 20
 """The same while there is a file of which no line can be read: that is a proxy's page, rather than the server's file.
 With a first interval of 5 s these take a quarter of an hour."""
-
-CANCELS = 4
-"""How often the cancellation of a batch that nobody waits for is tried."""
 
 MAX_LOSSES = 5
 """How often a request is sent again that its batch left unanswered: it may have been paid for each time."""
@@ -92,6 +92,11 @@ LINES = Backoff(2.0, 600.0)
 
 QUEUE = Backoff(60.0, 3600.0)
 """Between tries at a server's full queue; while earlier batches of ours are in it, the longest, or until one ends."""
+
+
+MAX_REFUSALS = 3
+"""After how many refusals for a full queue a batch is split, though others of ours are in the queue: it may never be
+alone."""
 
 
 class WholeFailure(enum.Enum):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 MAX_LINES = 50_000
 """Requests in one batch; for embeddings, also inputs over all requests of one batch.
 
@@ -15,17 +17,20 @@ MAX_BYTES = 200 * 10**6
 """Bytes of one input file (source: as for `MAX_LINES`)."""
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """An accepted request: its encoded line and whom to answer (both opaque to the core), and what it weighs."""
+class Request(msgspec.Struct, eq=False, gc=False):
+    """An accepted request: its encoded line and whom to answer (both opaque to the core), and what it weighs.
+
+    There may be a million, so the garbage collector is not to look at them, again and again. It need not as long as
+    whoever drops one that has a `reply` or a `place` sets these to None, for they lead back to it.
+    """
 
     custom_id: str
     endpoint: str
     model: str
-    line: Any = field(repr=False)
+    line: Any
     size: int
     """Of the line in bytes."""
-    reply: Any = field(default=None, repr=False)
+    reply: Any = None
     weight: int = 1
     """What counts towards `MAX_LINES`: 1, or the number of inputs of an embeddings request."""
     retries_left: int = 0
@@ -42,10 +47,14 @@ class Request:
     """In a journal, which of the equal requests it is."""
     wanted: bool = True
     """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
-    host: Any = field(default=None, repr=False)
+    host: Any = None
     """Who follows it, if that is not whom its caller asked."""
-    place: Any = field(default=None, repr=False)
+    place: Any = None
     """The window or the batch that it is in; None once it is settled."""
+
+    def __repr__(self) -> str:
+        """Without the line, which holds the prompt."""
+        return f"Request({self.custom_id!r}, {self.endpoint!r}, {self.model!r}, {self.size} bytes)"
 
 
 @dataclass(frozen=True)

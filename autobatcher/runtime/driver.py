@@ -124,6 +124,11 @@ class Driver:
         self._release = _nothing
         self.stop()
 
+    def forget(self) -> None:
+        """Let go of everything: the event loop is over."""
+        self._engine.forget()
+        self._guests.clear()
+
     def stop(self, *, cancel_batches: bool = False) -> None:
         """Settle every caller and end the root task; before that, cancel the batches that are at the server."""
         self._cancelling = cancel_batches
@@ -139,8 +144,7 @@ class Driver:
             async with anyio.create_task_group() as tasks:
                 while not self._stopping:
                     await self._turn(tasks)
-                if self._cancelling:
-                    await self._cancel_batches(tasks)
+                await self._close(tasks)
                 tasks.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 -- a defect must not leave callers waiting
             _log.exception("the batching task failed; every waiting call gets the error")
@@ -148,28 +152,31 @@ class Driver:
                 self._apply(self._engine.give_up(batch, error, self._now()))
         finally:
             self._stopping = True
-            for request in [request for request in self._guests if request.place is not None]:
-                reply = request.reply
-                self.leave(request)
-                reply.set(Closed(None))
+            self._dismiss_guests()
             self._notes.stop(self._engine.batches.values(), self)
             self._apply(self._engine.close(self._now()))
+            self._apply(self._engine.give_up_all(self._now()))
             with anyio.CancelScope(shield=True):
                 await self._release()
 
-    async def _cancel_batches(self, tasks: anyio.abc.TaskGroup) -> None:
-        self._apply(self._engine.close(self._now(), cancel=True))
+    async def _close(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Settle every caller; give the server some time to take cancellations."""
+        self._dismiss_guests()
+        batches = list(self._engine.batches.values())
+        self._apply(self._engine.close(self._now(), cancel=self._cancelling))
+        self._notes.stop([batch for batch in batches if batch.step is Step.SETTLED])
         for scope in self._looks:  # which may take long to answer, and nobody needs their answers
             scope.cancel()
         with anyio.move_on_after(CANCEL_SECONDS):
             while self._engine.batches:
                 await self._turn(tasks)
-        for batch in self._engine.batches.values():
-            _log.warning(
-                "batch %s: closing could not cancel it; it may go on at the server (file %s)",
-                batch.id or "-",
-                batch.file_id,
-            )
+
+    def _dismiss_guests(self) -> None:
+        """Settle the callers of this driver whose requests another one follows."""
+        for request in [request for request in self._guests if request.place is not None]:
+            reply = request.reply
+            self.leave(request)
+            reply.set(Closed(None))
 
     async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what is due, and wait until there is more to do."""

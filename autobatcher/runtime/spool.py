@@ -6,7 +6,7 @@ import io
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 LARGE = 32 * 1024
 """Bytes from which on a line goes to disk; a smaller one costs less in memory than its caller does."""
@@ -92,10 +92,16 @@ def whole(line: Line) -> bytes:
 
 
 class LinesFile(io.RawIOBase):
-    """The lines as one file that is read once, piece by piece; it holds no more than one large line in memory."""
+    """The lines as one file that is read once, piece by piece; it holds no more than one large line in memory.
 
-    def __init__(self, lines: Sequence[Line]) -> None:
+    Args:
+        lines: what it consists of.
+        moves: called whenever a piece is read.
+    """
+
+    def __init__(self, lines: Sequence[Line], moves: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._moves = moves
         self._lines = lines
         self._size = sum(map(len, lines))
         self._pieces: Iterator[bytes] = map(whole, lines)
@@ -126,6 +132,7 @@ class LinesFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # narrower than any writable buffer
         """Fill the buffer as far as there are lines."""
+        self._moves()
         filled = 0
         while filled < len(buffer):
             if not self._piece:

@@ -9,7 +9,8 @@ import email.utils
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ MAX_PROBLEMS = 100_000
 
 POLL_SECONDS = 30.0
 """After which a poll that has no answer is given up: the next one is not to be late for it."""
+
+STILL_SECONDS = 600.0
+"""After which a call is given up that makes no progress; more if the client's own timeout is: that is the SDK's."""
 
 MORE_LINES = 100_000
 """Lines that a result file may have beyond four for each request: then it is taken for endless."""
@@ -94,9 +98,10 @@ class Upstream:
 
     async def upload(self, requests: Iterable[Request]) -> str:
         """Upload the lines of requests as one file; its id."""
-        content: Any = LinesFile([request.line for request in requests])
         try:
-            file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
+            with self._moving() as moves:
+                content: Any = LinesFile([request.line for request in requests], moves)
+                file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
             return _name(file, "id", "an upload")
         except Exception as error:
             raise translated(error) from error
@@ -105,12 +110,13 @@ class Upstream:
         """Create a batch."""
         options: dict[str, Any] = {} if self.metadata is None else {"metadata": self.metadata}
         try:
-            created = await self.client.batches.create(
-                input_file_id=file_id,
-                endpoint=batch.endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
-                completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
-                **options,
-            )
+            with self._moving():
+                created = await self.client.batches.create(
+                    input_file_id=file_id,
+                    endpoint=batch.endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
+                    completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
+                    **options,
+                )
             return _snapshot(created)
         except Exception as error:
             raise translated(error) from error
@@ -120,36 +126,40 @@ class Upstream:
         try:
             after: str | openai.Omit = openai.omit
             seen = set()
+            unclear = False
             for _ in range(MAX_PAGES):
-                page = await self.client.batches.list(after=after, limit=PAGE)
+                with self._moving():
+                    page = await self.client.batches.list(after=after, limit=PAGE)
                 listed = _listed(page)
                 for item in listed:
-                    if _name(item, "input_file_id", "a list of batches") == file_id:
+                    if getattr(item, "input_file_id", None) == file_id:
                         return _snapshot(item)
+                    unclear |= not _is_of_another_file(item)
                 if not listed or getattr(page, "has_more", None) is False:
-                    return None
+                    break
                 after = _name(listed[-1], "id", "a list of batches")
                 if after in seen:
                     if getattr(page, "has_more", None) is None:
-                        return None  # the server knows no pages: this was the whole list once more
+                        break  # the server knows no pages: this was the whole list once more
                     raise OddAnswerError("the server's list of batches goes round in a circle")  # noqa: TRY301
                 seen.add(after)
-            raise OddAnswerError("the server's list of batches has no end")  # noqa: TRY301 -- as the calls' errors
+            else:
+                raise OddAnswerError("the server's list of batches has no end")  # noqa: TRY301 -- as the calls' errors
+            if unclear:
+                raise OddAnswerError("the server's list of batches has entries without input_file_id")  # noqa: TRY301
         except Exception as error:
             raise translated(error) from error
+        return None
 
     async def poll(self, batch_id: str) -> Snapshot:
         """Ask how a batch stands."""
         try:
             usual = self.client.timeout
             timeout = min(usual, POLL_SECONDS) if isinstance(usual, (int, float)) else POLL_SECONDS
-            with anyio.fail_after(2 * POLL_SECONDS):  # for an answer that trickles in
+            with self._moving(2 * POLL_SECONDS):
                 snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
             if snapshot.id != batch_id:
                 raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
-        except TimeoutError as error:
-            request = httpx.Request("GET", f"{self.client.base_url}batches/{batch_id}")
-            raise translated(openai.APITimeoutError(request)) from error
         except Exception as error:
             raise translated(error) from error
         return snapshot
@@ -157,7 +167,8 @@ class Upstream:
     async def cancel(self, batch_id: str) -> None:
         """Cancel a batch; one that has ended already is no error."""
         try:
-            await self.client.batches.cancel(batch_id)
+            with self._moving():
+                await self.client.batches.cancel(batch_id)
         except openai.ConflictError:
             return
         except Exception as error:
@@ -180,12 +191,17 @@ class Upstream:
                 splitter = _Splitter()
                 start = last = skip if resumes else 0
                 size = 0
-                async for chunk in response.iter_bytes():
+                chunks = aiter(response.iter_bytes())
+                since = anyio.current_time()
+                # A scope for each, for none may be open when a generator yields.
+                while (chunk := await self._next(chunks, since)) is not None:
                     size += len(chunk)
                     if last - start > 4 * requests + MORE_LINES or size > MAX_FILE:
                         raise OddAnswerError("a result file has no end")  # noqa: TRY301 -- as the calls' errors
                     if lines := splitter.feed(chunk):
                         last += len(lines)
+                        if any(lines):
+                            since = anyio.current_time()
                         yield Piece([line for line in lines if line.strip()], last, resumes)
                 if (
                     rest := splitter.rest()
@@ -193,6 +209,31 @@ class Upstream:
                     yield Piece([rest], last, resumes)
         except Exception as error:
             raise translated(error) from error
+
+    @property
+    def _still_seconds(self) -> float:
+        """How long an answer may make no progress, though bytes of it trickle in."""
+        usual = self.client.timeout
+        read = getattr(usual, "read", usual)
+        return max(STILL_SECONDS, read) if isinstance(read, (int, float)) else STILL_SECONDS
+
+    @contextmanager
+    def _moving(self, seconds: float | None = None) -> Iterator[Callable[[], None]]:
+        """Cut a call short that makes no progress; the function that is given tells of some.
+
+        Raises:
+            openai.APITimeoutError: there was none for so many seconds.
+        """
+        most = self._still_seconds if seconds is None else seconds
+        with anyio.move_on_after(most) as scope:
+            yield lambda: setattr(scope, "deadline", anyio.current_time() + most)
+        if scope.cancelled_caught:
+            raise openai.APITimeoutError(httpx.Request("GET", self.client.base_url))
+
+    async def _next(self, chunks: AsyncIterator[bytes], since: float) -> bytes | None:
+        """The next chunk of a file, of which the last line came then; None at the end."""
+        with self._moving(max(0.0, since + self._still_seconds - anyio.current_time())):
+            return await anext(chunks, None)
 
 
 class _Splitter:
@@ -232,8 +273,8 @@ def translated(error: Exception) -> UpstreamError:
                 reason += f", {error.code}"
             return UpstreamError(Failure(trouble, error, reason, _retry_after(error.response.headers)))
         case openai.APIConnectionError():
-            unsent = type(error.__cause__).__name__ in _UNSENT
-            trouble = Trouble.BUSY if unsent else Trouble.PASSING
+            cause = type(error.__cause__).__name__
+            trouble = _BY_CAUSE.get(cause, Trouble.PASSING)
         case OddAnswerError() | openai.APIResponseValidationError():
             trouble = Trouble.ODD
         case (
@@ -246,11 +287,29 @@ def translated(error: Exception) -> UpstreamError:
             trouble = Trouble.REFUSED
         case _:  # such as of a callable that is to give the key: nobody knows whether it will next time
             trouble = Trouble.ODD
-    return UpstreamError(Failure(trouble, error, type(error).__name__))
+    return UpstreamError(Failure(trouble, error, _described(error)))
 
 
-_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-"""By name, for the SDK works with two libraries that have them."""
+_BY_CAUSE = {
+    "ConnectError": Trouble.BUSY,
+    "ConnectTimeout": Trouble.BUSY,
+    "PoolTimeout": Trouble.BUSY,
+    "UnsupportedProtocol": Trouble.REFUSED,
+    "LocalProtocolError": Trouble.REFUSED,
+}
+"""Of connection errors after which nothing was sent; by name, for the SDK works with two libraries that have them."""
+
+
+def _described(error: BaseException) -> str:
+    """The name of an error's class, and of its first cause's: its text may hold a key."""
+    first = error
+    for _ in range(_CAUSES):
+        first = first.__cause__ or first.__context__ or first
+    names = dict.fromkeys((type(error).__name__, type(first).__name__))
+    return ", ".join(names)
+
+
+_CAUSES = 10
 
 _NO_FILE = re.compile(
     r"no such file|file\b.{0,300}\b(?:not found|not exist|not ready)", re.IGNORECASE | re.DOTALL
@@ -316,6 +375,15 @@ def _listed(page: object) -> list[Any]:
     if not isinstance(listed, list):
         raise OddAnswerError("the server's answer to a list of batches has no data")
     return listed
+
+
+def _is_of_another_file(item: object) -> bool:
+    """Whether an entry of a list is a batch that is not ours; Azure's batches of stored blobs have null for a file.
+
+    Source: https://learn.microsoft.com/azure/foundry/openai/how-to/batch-blob-storage
+    """
+    file_id = getattr(item, "input_file_id", None)
+    return _is_name(file_id) or (file_id is None and "input_file_id" in getattr(item, "model_fields_set", ()))
 
 
 def _snapshot(batch: ServerBatch) -> Snapshot:

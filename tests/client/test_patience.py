@@ -293,7 +293,9 @@ async def test_copies_are_closed_at_one_time(caplog: pytest.LogCaptureFixture) -
 
         await gathered(*(ask(copy, "a") for copy in copies), close())
     assert took <= 31
-    told = [record.getMessage() for record in caplog.records if "could not cancel" in record.getMessage()]
+    told = [
+        record.getMessage() for record in caplog.records if "could not be cancelled" in record.getMessage()
+    ]
     assert sorted(message.split(":")[0] for message in told) == [f"batch batch-{n}" for n in range(1, 5)]
 
 

@@ -34,6 +34,7 @@ def at_server(
     batch = queued(name, model=model, tokens=tokens)
     batch.step = Step.UPLOAD if status is None else Step.POLL
     batch.snapshot = None if status is None else Snapshot("b", status)
+    batch.due = None  # a call is under way
     return batch
 
 
@@ -171,7 +172,12 @@ def test_after_a_full_queue_one_batch_at_a_time_tries_it() -> None:
     assert admission.choose([first, second], QUEUE.first) == [first]
     for status in [*sorted(UNVALIDATED_STATUSES), "failed"]:
         assert admission.choose([at_server(status=status), second], 100.0) == []
-    assert admission.choose([at_server(status=None), second], 100.0) == []
+    coming = at_server(status=None)
+    assert admission.choose([coming, second], 100.0) == []
+    coming.due = 100.0
+    assert admission.choose([coming, second], 100.0) == []
+    coming.due = 101.0  # its upload, say, has failed
+    assert admission.choose([coming, second], 100.0) == [second]
     assert admission.choose([at_server(status="in_progress"), second], 100.0) == [second]
 
 

@@ -25,7 +25,6 @@ from autobatcher.core.messages import (
 from autobatcher.core.outcomes import CallFailed, Outcome, Trouble
 from autobatcher.core.retry import (
     CALLS,
-    CANCELS,
     FILE_LOOKS,
     LOOK_UP_INTERVAL,
     LOOK_UP_SECONDS,
@@ -35,7 +34,7 @@ from autobatcher.core.retry import (
     MAX_SPENT,
     ODD_ANSWERS,
 )
-from autobatcher.events import BatchSettled, BatchSubmitted, CallRetried
+from autobatcher.events import BatchNotCancelled, BatchSettled, BatchSubmitted, CallRetried
 
 if TYPE_CHECKING:
     from tests.core.conftest import Rig
@@ -64,7 +63,7 @@ AFTER_THE_FIRST_FAILURE: dict[Step, dict[Trouble, tuple[Step, float | str]]] = {
     L: {BUSY: (L, 1), PASSING: (L, 1), ODD: (L, 1), REFUSED: (L, 1), NOT_FOUND: (L, 1)},
     P: {BUSY: (P, 5), PASSING: (P, 5), ODD: (P, 5), REFUSED: (P, 5), NOT_FOUND: (P, 5)},
     F: {BUSY: (P, 5), PASSING: (P, 5), ODD: (P, 5), REFUSED: (P, 5), NOT_FOUND: (P, 5)},
-    K: {BUSY: (K, 1), PASSING: (K, 1), ODD: (K, 1), REFUSED: (END, ""), NOT_FOUND: (END, "")},
+    K: {BUSY: (K, 1), PASSING: (K, 1), ODD: (K, 1), REFUSED: (K, 1), NOT_FOUND: (K, 1)},
 }
 CASES = [
     pytest.param(step, trouble, id=f"{step.value}, {trouble.value}")
@@ -373,24 +372,16 @@ def test_a_file_that_breaks_off_again_and_again_is_read_to_its_end(rigs: type[Ri
     assert all(outcome == rig.answer(name) for name, outcome in rig.settled.items())
 
 
-@pytest.mark.parametrize("trouble", [BUSY, PASSING, ODD])
-def test_a_cancellation_is_tried_a_few_times(rig: Rig, trouble: Trouble) -> None:
-    assert fail_until_settled(rig, K, trouble) == CANCELS
+@pytest.mark.parametrize("trouble", [BUSY, PASSING, ODD, REFUSED, NOT_FOUND])
+def test_a_cancellation_is_tried_as_patiently_as_other_calls(rigs: type[Rig], trouble: Trouble) -> None:
+    rig = rigs(patience=7_200.0)
+    before = rig.now
+    fail_until_settled(rig, K, trouble)
+    least = LOST_SECONDS if trouble in (REFUSED, NOT_FOUND) else 7_200.0
+    assert least <= rig.now - before <= 1.3 * least
     assert rig.settled == {}
-    assert rig.said(BatchSettled) != []
-
-
-@pytest.mark.parametrize("before", [BUSY, ODD, NOT_FOUND])
-def test_a_cancellation_is_tried_as_often_after_polls_that_failed(rig: Rig, before: Trouble) -> None:
-    call = rig.to(P, "a")
-    for _ in range(CANCELS + 2):
-        rig.fail(call, before)
-        call = rig.next(Poll)
-    rig.leave("a")
-    rig.fail(call, before)
-    for _ in range(CANCELS):
-        rig.fail(rig.next(Cancel), BUSY)
-    assert rig.engine.batches == {}
+    assert rig.said(BatchNotCancelled) == [BatchNotCancelled("b1")]
+    assert rig.ended == []
 
 
 def test_a_cancellation_that_comes_through_ends_the_batch(rig: Rig) -> None:

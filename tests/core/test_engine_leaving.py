@@ -30,7 +30,7 @@ from autobatcher.core.messages import (
 from autobatcher.core.outcomes import BatchProblem, Closed, Failure, LineFailed, Outcome, Trouble
 from autobatcher.core.retry import LOOK_UP_SECONDS
 from autobatcher.core.window import Limits
-from autobatcher.events import BatchSettled, BatchSubmitted
+from autobatcher.events import BatchNotCancelled, BatchSettled, BatchSubmitted
 
 if TYPE_CHECKING:
     from tests.core.conftest import Rig
@@ -317,13 +317,19 @@ def late_reports(call: Call) -> list[Report]:
     ]
 
 
+def uncertain(step: Step, *, waits: bool = False) -> str | None:
+    """The file of which there may be a batch; `waits`: after a failure, for the next try."""
+    return "file-in" if step is Step.LOOK_UP or (step is Step.CREATE and not waits) else None
+
+
 @pytest.mark.parametrize("step", ON_THEIR_WAY)
 def test_close_settles_everybody_once(rig: Rig, step: Step) -> None:
     call = rig.to(step, "a", "b")
     batch_id = "b1" if step in (Step.POLL, Step.FETCH) else None
+    closed = Closed(batch_id, file_id=uncertain(step))
     rig.ask("c")
     rig.apply(rig.engine.close(rig.now))
-    assert rig.settled == {"a": Closed(batch_id), "b": Closed(batch_id), "c": Closed(None)}
+    assert rig.settled == {"a": closed, "b": closed, "c": Closed(None)}
     assert ended(rig)
     assert rig.engine.close(rig.now) == []
     events = list(rig.events)
@@ -352,7 +358,7 @@ def test_close_settles_what_waits_its_turn_or_goes_again(rigs: type[Rig]) -> Non
     assert ended(rig)
 
 
-@pytest.mark.parametrize("step", [Step.POLL, Step.FETCH, Step.CANCEL])
+@pytest.mark.parametrize("step", [Step.POLL, Step.FETCH])
 @pytest.mark.parametrize("under_way", [True, False])
 def test_close_leaves_batches_at_the_server_unless_it_is_to_cancel_them(
     rig: Rig, step: Step, *, under_way: bool
@@ -390,7 +396,7 @@ def test_close_can_cancel_what_a_call_is_under_way_for(rig: Rig, step: Step) -> 
     rig.apply(rig.engine.close(rig.now, cancel=True))
     left: dict[str, Outcome] = {"c": Closed(None)}
     if step is not Step.CANCEL:  # at which they have left
-        left |= dict.fromkeys("ab", Closed(batch_id, cancelling=True))
+        left |= dict.fromkeys("ab", Closed(batch_id, cancelling=True, file_id=uncertain(step)))
     assert rig.settled == left
     assert rig.wake() == []
     rig.report(RUNNING_REPORTS[step](batch))
@@ -406,7 +412,8 @@ def test_close_can_cancel_what_waits_for_its_next_try(rig: Rig, step: Step) -> N
     rig.fail(call, Trouble.BUSY)
     rig.apply(rig.engine.close(rig.now, cancel=True))
     if step is not Step.CANCEL:
-        assert rig.settled == dict.fromkeys("ab", Closed(batch.id, cancelling=True))
+        closed = Closed(batch.id, cancelling=True, file_id=uncertain(step, waits=True))
+        assert rig.settled == dict.fromkeys("ab", closed)
     if step is Step.LOOK_UP:
         rig.report(LookedUp(rig.next(LookUp).batch, RUNNING))
     if step in (Step.LOOK_UP, Step.POLL, Step.CANCEL):
@@ -424,13 +431,26 @@ def test_close_cancels_nothing_of_an_upload(rig: Rig, *, under_way: bool) -> Non
     assert ended(rig)
 
 
-def test_a_second_close_ends_what_the_first_could_not_cancel(rig: Rig) -> None:
+def test_what_could_not_be_cancelled_is_given_up(rig: Rig) -> None:
     rig.to(Step.POLL, "a")
     rig.apply(rig.engine.close(rig.now, cancel=True))
     assert rig.engine.batches != {}
-    assert rig.engine.close(rig.now + 30) != []
+    rig.apply(rig.engine.give_up_all(rig.now + 30))
     assert ended(rig)
     assert rig.settled == {"a": Closed("b1", cancelling=True)}
+    assert rig.said(BatchNotCancelled) == [BatchNotCancelled("b1")]
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+def test_close_goes_on_with_a_cancellation_that_callers_left_for(rig: Rig, *, under_way: bool) -> None:
+    call = rig.to(Step.CANCEL, "a")
+    if not under_way:
+        rig.fail(call, Trouble.BUSY)
+    rig.apply(rig.engine.close(rig.now))
+    if not under_way:
+        call = rig.next(Cancel)
+    rig.report(Cancelled(call.batch))
+    assert ended(rig)
 
 
 def test_a_batch_whose_callers_have_left_reads_nothing_for_them_at_close(rig: Rig) -> None:

@@ -542,6 +542,11 @@ async def test_a_list_that_leaves_it_open_whether_the_batch_is_there_is_odd(body
     assert await trouble_of("look up", answering(body)) is Trouble.ODD
 
 
+async def test_a_batch_of_stored_blobs_is_not_ours() -> None:
+    body = {"data": [{**BATCH, "input_file_id": None, "input_blob": "https://x/y"}], "has_more": False}
+    assert await upstream(answering(body)).look_up("f") is None
+
+
 async def test_a_found_batch_counts_whatever_comes_after_it() -> None:
     page = {"data": [BATCH, None, {"id": 7}]}
     assert await upstream(answering(page)).look_up("file-in") == Snapshot("b1", "in_progress")
