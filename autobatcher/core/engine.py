@@ -580,10 +580,8 @@ class Engine:
             self._go(batch, Step.LOOK_UP, now)
             return [Publish(CallRetried(batch.id, step.value, failure.reason, 0.0))]
         early = step is Step.FETCH and not batch.final
-        asked = min(failure.retry_after or 0.0, MAX_RETRY_AFTER)
-        # Where nothing is bought, nobody waits for a time that is beyond their patience.
-        spent = stumbles.spent + (asked if step in (Step.UPLOAD, Step.CREATE) else 0.0)
-        if not early and not (self._may_go_on(step, trouble, stumbles) and spent <= self.patience):
+        left = self.patience - stumbles.spent
+        if not early and not (self._may_go_on(step, trouble, stumbles) and left >= 0):
             if step is Step.CANCEL:
                 return [Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False)]
             if batch.restored and trouble is Trouble.NOT_FOUND and step is not Step.LOOK_UP:
@@ -592,8 +590,9 @@ class Engine:
             cause = failure.cause if step is not Step.LOOK_UP or batch.doubt is None else batch.doubt
             return self._finish(batch, now, CallFailed(cause), over=step in (Step.UPLOAD, Step.CREATE))
         # No sooner than asked; nor all that were told so in one moment.
-        asked = min(asked * (1 + self.spread() * LATER), MAX_RETRY_AFTER)
-        delay = max(CALLS.delay(stumbles.count, self.spread()), asked)
+        asked = min((failure.retry_after or 0.0) * (1 + self.spread() * LATER), MAX_RETRY_AFTER)
+        delay = CALLS.delay(stumbles.count, self.spread())
+        delay = max(delay, min(asked, left))  # when patience ends, it is tried for the last time
         if step in (Step.POLL, Step.FETCH):
             age = now - batch.created_at
             delay = max(min(delay, self.polls.latest(age)), self.polls.interval(age))

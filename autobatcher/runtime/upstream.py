@@ -44,7 +44,8 @@ POLL_SECONDS = 30.0
 """After which a poll that has no answer is given up: the next one is not to be late for it."""
 
 STILL_SECONDS = 600.0
-"""After which a call is given up that makes no progress; more if the client's own timeout is: that is the SDK's."""
+"""After which a call is given up that makes no progress, or after twice the client's timeout: within that the SDK gives
+up an answer of which no byte comes."""
 
 MORE_LINES = 100_000
 """Lines that a result file may have beyond four for each request: then it is taken for endless."""
@@ -215,7 +216,7 @@ class Upstream:
         """How long an answer may make no progress, though bytes of it trickle in."""
         usual = self.client.timeout
         read = getattr(usual, "read", usual)
-        return max(STILL_SECONDS, read) if isinstance(read, (int, float)) else STILL_SECONDS
+        return max(STILL_SECONDS, 2 * read) if isinstance(read, (int, float)) else STILL_SECONDS
 
     @contextmanager
     def _moving(self, seconds: float | None = None) -> Iterator[Callable[[], None]]:

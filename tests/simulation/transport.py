@@ -25,6 +25,11 @@ _NO_ANSWER = 600.0
 _FILE_LAG = 10.0
 """Seconds for which a new file may not be found. A client that asks for less than that is too hasty."""
 
+_BLOBS = 0.2
+"""How many pages begin with a batch of another kind."""
+
+_OF_A_BLOB = {"id": "batch_blob", "object": "batch", "status": "completed", "input_file_id": None}
+
 _LIST_LAG = 50.0
 """Seconds for which a new batch may be missing in lists."""
 
@@ -77,12 +82,16 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         call = self._ledger.begin(kind, anyio.current_time())
         body = await request.aread()
         self._identify(call, name, body)
-        await anyio.sleep(self._rng.uniform(0.01, self._plan.call_seconds))
-        fault = self._fault(call)
+        fault = None
         try:
+            await anyio.sleep(self._rng.uniform(0.01, self._plan.call_seconds))
+            fault = self._fault(call)
             response = await self._with(fault, request, call)
         except httpx.TransportError:
             self._ended(call, None if fault is None else fault.seen)
+            raise
+        except anyio.get_cancelled_exc_class():  # the client's patience with it is over, such as after a leap
+            self._ended(call, Seen(f"{kind}: given up by the client", "passing"))
             raise
         if kind != "content" or not isinstance(response.stream, Download):
             self._ended(call, None if fault is None else fault.seen)
@@ -213,6 +222,8 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         start = next((n + 1 for n, batch in enumerate(listed) if batch["id"] == after), 0)
         page = listed[start : start + self._plan.page]
         call.status = f"200, {len(page)}"
+        if self._rng.random() < _BLOBS:
+            page = [_OF_A_BLOB, *page]
         return _json(200, {"object": "list", "data": page, "has_more": len(listed) > start + self._plan.page})
 
     async def _content(self, request: httpx.Request, call: HttpCall, change: str) -> httpx.Response:

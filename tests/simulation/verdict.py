@@ -163,6 +163,8 @@ def _by_batch(ledger: Ledger) -> Iterator[tuple[ServerBatch, list[HttpCall]]]:
 
 def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
     last: dict[tuple[str, ...], HttpCall] = {}
+    since: dict[tuple[str, ...], float] = {}
+    patience = float(plan.options["patience_seconds"])
     for call in ledger.calls:
         if call.kind not in ("upload", "create"):
             continue
@@ -171,9 +173,15 @@ def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
             seen = before.seen
             if seen is not None and (call.kind == "upload" or seen.trouble == "busy"):
                 gap = call.start - before.end
-                if gap < seen.retry_after - 0.001:
+                # When patience ends, the last try comes.
+                ends = min(since[key] for key in keys if key in since) + patience
+                if gap < seen.retry_after - 0.001 and call.start < ends - 1:
                     yield f"{call.kind} came {gap:.0f} s after a Retry-After of {seen.retry_after:.0f} s"
         last.update(dict.fromkeys(keys, call))
+        for key in keys:
+            since.setdefault(key, call.end)
+            if call.seen is None:
+                del since[key]
 
 
 def _calls_are_bounded(plan: Plan, ledger: Ledger) -> Iterator[str]:
@@ -224,7 +232,9 @@ def _deserted_batches_are_cancelled(plan: Plan, ledger: Ledger) -> Iterator[str]
         until = min(batch.ended_at, ledger.closed_from)
         refused = any(call.kind in ("cancel", "list", "create") and call.seen is not None for call in failed)
         done = batch.status in ("cancelled", "cancelling") or batch.cancel_calls
-        if not done and not refused and until > since + SLACK:
+        # Closing waits for what was to be cancelled before.
+        at_close = since < ledger.closed_from < batch.ended_at and plan.call_seconds <= 1
+        if not done and not refused and (until > since + SLACK or at_close):
             yield f"{ledger.short(batch.id)} was not cancelled, though all its callers had left by {since:.0f} s"
 
 
