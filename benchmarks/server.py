@@ -300,7 +300,8 @@ class Server:
         if batch.spread:
             incomplete = str(shown < len(batch.ends) - 1).lower()
             head += f"x-incomplete: {incomplete}\r\nx-last-line: {shown}\r\n"
-        writer.write(f"{head}content-length: {end - start}\r\n\r\n".encode())
+        head += f"content-length: {end - start}\r\n\r\n"
+        writer.write(head.encode())
         self.stats.bytes_out += len(head) + end - start
         self.stats.lines_served += shown - skip
         await writer.drain()

@@ -145,11 +145,11 @@ class Memory:
         gc.collect()
         with contextlib.suppress(OSError):  # where the peak cannot be reset, it is that since the start
             Path("/proc/self/clear_refs").write_text("5")
-        self._idle = _status("VmRSS")
+        self.idle = _status("VmRSS")
 
     def peak(self) -> int:
         """In bytes."""
-        return _status("VmHWM") - self._idle
+        return _status("VmHWM") - self.idle
 
 
 def _status(name: str) -> int:
@@ -184,6 +184,7 @@ async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
     return {
         "right": callers.right,
         "cpu": cpu,
+        "idle": memory.idle,
         "memory": peak,
         "stall": heartbeat.worst,
         "started": started,
