@@ -169,6 +169,7 @@ def _post(url: str, **fields: float) -> None:
 
 async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
     warm_up = replace(settings, calls=min(WARM_UP, settings.calls))
+    _post(f"{settings.url}/bench/reset", delay=0.0)
     async with opened(warm_up) as ask:
         await Callers(warm_up, ask).run()
     async with opened(settings) as ask:
