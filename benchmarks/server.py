@@ -156,7 +156,8 @@ class Server:
         self.directory = directory
         self.stats = Stats()
         self.batches: dict[str, Batch] = {}
-        self.delay, self.spread = 1.0, 0.0
+        self.delay, self.spread = 0.0, 0.0
+        self.released = asyncio.Event()
         self.files = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -236,6 +237,10 @@ class Server:
             case "POST", ["bench", "reset"]:
                 self.reset(**await call.json())
                 self.send(writer, b"{}")
+            case "POST", ["bench", "release"]:
+                await call.json()
+                self.released.set()
+                self.send(writer, b"{}")
             case "GET", ["bench", "stats"]:
                 self.send(writer, json.dumps(vars(self.stats)).encode())
             case _:
@@ -247,12 +252,13 @@ class Server:
         self.stats.first_result = min(self.stats.first_result, first)
         self.stats.last_result = max(self.stats.last_result, last)
 
-    def reset(self, delay: float = 1.0, spread: float = 0.0) -> None:
-        """Begin anew; only when nothing is under way."""
+    def reset(self, delay: float, spread: float) -> None:
+        """Begin anew, when nothing is under way: no batch shows results before the release."""
         for path in self.directory.iterdir():
             path.unlink()
         self.batches.clear()
-        self.stats = Stats(calls=0)
+        self.stats = Stats()
+        self.released.clear()
         self.delay, self.spread = delay, spread
 
     async def upload(self, call: Call) -> dict[str, Any]:
@@ -288,6 +294,7 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             batch.failure = repr(error)
             return
+        await self.released.wait()
         batch.begins = max(batch.created + batch.delay, time.time())
         self.note(len(batch.ends) - 1, batch.begins, batch.begins + batch.spread)
 

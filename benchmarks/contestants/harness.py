@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Callers:
         self._ask = ask
         self._is_right: Callable[[Any, int], bool] = CHECKS[settings.measure]
         self._calls = settings.calls
+        self._release = partial(_post, f"{settings.url}/bench/release")
         self.right = 0
         self.first = math.inf
         self.last = 0.0
@@ -85,11 +87,13 @@ class Callers:
         self.right += self._is_right(answer, number)
 
     async def run(self) -> None:
+        """Make all calls; no batch shows results before that, so that all of them wait at the same time."""
         tasks = []
         for start in range(0, self._calls, SLICE):
             numbers = range(start, min(start + SLICE, self._calls))
             tasks.extend(asyncio.create_task(self._call(number)) for number in numbers)
             await asyncio.sleep(0)
+        await asyncio.to_thread(self._release)
         for task in tasks:
             await task
 
@@ -169,7 +173,7 @@ def _post(url: str, **fields: float) -> None:
 
 async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
     warm_up = replace(settings, calls=min(WARM_UP, settings.calls))
-    _post(f"{settings.url}/bench/reset", delay=0.0)
+    _post(f"{settings.url}/bench/reset", delay=0.0, spread=0.0)
     async with opened(warm_up) as ask:
         await Callers(warm_up, ask).run()
     async with opened(settings) as ask:
