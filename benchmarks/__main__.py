@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def main() -> None:
     sizes = arguments.sizes or (QUICK_SIZES if arguments.quick else SIZES)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     chosen = set(arguments.only or ())
+    measures = {*runs.MEASURES, "import"}
+    out = arguments.out or (None if arguments.quick or chosen else environments.HERE / "results")
     results: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "machine": _machine(),
@@ -38,19 +41,21 @@ def main() -> None:
             environments.python_of(runs.CONTESTANTS[key].program)
     with runs.server() as url:
         for name, measure in runs.MEASURES.items():
-            if _wanted(name, runs.MEASURES, chosen):
+            if _wanted(name, measures, chosen):
                 keys = [key for key in measure.contestants if _wanted(key, runs.CONTESTANTS, chosen)]
                 for size in measure.sizes(sizes):
                     _measure(url, name, keys, size, results)
+                    _save(out, results)
         if arguments.million:
             results["million"] = _told(runs.run(url, "create", "this", runs.MILLION))
-    if not chosen or "import" in chosen:
+    if _wanted("import", measures, chosen):
         _measure_imports(3 if arguments.quick else 4 * rounds, results)
     text = report.tables(results)
     print(text)
-    out = arguments.out or (None if arguments.quick or chosen else environments.HERE / "results")
     if out is not None:
-        _write(out, results, text)
+        _save(out, results)
+        (out / "tables.md").write_text(text)
+        _draw(out.resolve())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,9 +89,9 @@ def _names(known: list[str]) -> Any:
     return names
 
 
-def _wanted(name: str, among: dict[str, Any], chosen: set[str]) -> bool:
+def _wanted(name: str, among: Collection[str], chosen: set[str]) -> bool:
     """Whether a contestant or a measure was asked for; none of its kind asked for means all of them."""
-    return name in chosen or not chosen & among.keys()
+    return name in chosen or chosen.isdisjoint(among)
 
 
 def _measure(url: str, name: str, keys: list[str], size: int, results: dict[str, Any]) -> None:
@@ -129,10 +134,14 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _write(directory: Path, results: dict[str, Any], text: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (directory / "tables.md").write_text(text)
+def _save(directory: Path | None, results: dict[str, Any]) -> None:
+    """Write down what there is so far."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _draw(directory: Path) -> None:
     chart = [environments.python_of("chart"), "chart.py", directory / "results.json", directory / "chart.png"]
     subprocess.run(chart, cwd=environments.HERE, env=environments.clean(), check=True)
 

@@ -46,10 +46,9 @@ def python_of(name: str) -> str:
     return str(python)
 
 
+_FOREIGN = ("PYTHON", "OPENAI_", "AUTOBATCHER_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
 def clean() -> dict[str, str]:
-    """The environment variables of the processes: nothing of this one's that would change what they import or call."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "OPENAI_", "AUTOBATCHER_"))
-    }
+    """The environment variables of the processes: none that change what is imported, and how the server is called."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(_FOREIGN)}

@@ -17,6 +17,8 @@ POLL = 0.5
 
 MILLION = 1_000_000
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -131,7 +133,7 @@ def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
         check=True,
     )
     seen = json.loads(done.stdout.splitlines()[-1])
-    with urllib.request.urlopen(f"{url}/bench/stats") as response:
+    with _DIRECT.open(f"{url}/bench/stats") as response:
         stats = json.load(response)
     if not seen["right"] == stats["answered"] == calls:
         raise WrongAnswersError(

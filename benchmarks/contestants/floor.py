@@ -154,4 +154,4 @@ async def opened(settings: harness.Settings) -> AsyncIterator[harness.Ask]:
 
 
 if __name__ == "__main__":
-    harness.main(opened, "openai", "httpx2", "msgspec", "orjson", "pydantic")
+    harness.main(opened)

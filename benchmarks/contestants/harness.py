@@ -34,6 +34,8 @@ BEAT = 0.005
 MOST_LINES = 50_000
 """Of one batch, as OpenAI has it."""
 
+PACKAGES = ("autobatcher", "inspect-ai", "openai", "httpx", "httpx2", "msgspec", "orjson", "pydantic")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -198,7 +200,16 @@ async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
     }
 
 
-def main(opened: Opened, *packages: str) -> None:
+def _versions() -> dict[str, str]:
+    """Of what is installed and matters."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def main(opened: Opened) -> None:
     """Run a contestant, whose `opened` gives what makes call number n; print its measures as a line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", type=json.loads, help="the fields of Settings, as a JSON object")
@@ -209,5 +220,5 @@ def main(opened: Opened, *packages: str) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     measures = asyncio.run(_measured(settings, opened))
-    measures["packages"] = {name: importlib.metadata.version(name) for name in packages}
+    measures["packages"] = _versions()
     print(json.dumps(measures))

@@ -32,4 +32,4 @@ async def opened(settings: harness.Settings) -> AsyncIterator[harness.Ask]:
 
 
 if __name__ == "__main__":
-    harness.main(opened, "inspect-ai", "openai", "httpx2", "pydantic")
+    harness.main(opened)

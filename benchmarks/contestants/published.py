@@ -29,4 +29,4 @@ async def opened(settings: harness.Settings) -> AsyncIterator[harness.Ask]:
 
 
 if __name__ == "__main__":
-    harness.main(opened, "autobatcher", "openai", "httpx", "pydantic")
+    harness.main(opened)

@@ -17,4 +17,4 @@ async def opened(settings: harness.Settings) -> AsyncIterator[harness.Ask]:
 
 
 if __name__ == "__main__":
-    harness.main(opened, "openai", "httpx2", "pydantic")
+    harness.main(opened)
