@@ -142,8 +142,9 @@ def _save(directory: Path | None, results: dict[str, Any]) -> None:
 
 
 def _draw(directory: Path) -> None:
-    chart = [environments.python_of("chart"), "chart.py", directory / "results.json", directory / "chart.png"]
-    subprocess.run(chart, cwd=environments.HERE, env=environments.clean(), check=True)
+    files = [str(directory / name) for name in ("results.json", "chart.png")]
+    command = [environments.python_of("chart"), "chart.py", *files]
+    subprocess.run(command, cwd=environments.HERE, env=environments.clean(), check=True)
 
 
 if __name__ == "__main__":

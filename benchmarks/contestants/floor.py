@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ class Floor:
         self._settings = settings
         self._path = path.encode()
         self._lines: list[bytes] = []
-        self._futures: list[asyncio.Future[bytes]] = []
+        self._futures: list[asyncio.Future[bytes] | None] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._decoder = msgspec.json.Decoder(Result)
 
@@ -78,7 +78,7 @@ class Floor:
             self._lines, self._futures = [], []
         return future
 
-    async def _batch(self, lines: list[bytes], futures: Sequence[asyncio.Future[bytes]]) -> None:
+    async def _batch(self, lines: list[bytes], futures: list[asyncio.Future[bytes] | None]) -> None:
         file = await self._post(
             "files",
             _multipart(lines),
@@ -103,7 +103,10 @@ class Floor:
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
                     result = self._decoder.decode(line)
-                    futures[int(result.custom_id)].set_result(bytes(result.response.body))
+                    place = int(result.custom_id)
+                    future, futures[place] = futures[place], None  # an answer is its caller's from then on
+                    if future is not None:
+                        future.set_result(bytes(result.response.body))
 
     async def _post(self, path: str, content: Any, headers: dict[str, str]) -> Any:
         response = await self._http.post(path, content=content, headers=headers)

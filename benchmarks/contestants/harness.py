@@ -90,7 +90,7 @@ class Callers:
 
     async def run(self) -> None:
         """Make all calls; no batch shows results before that, so that all of them wait at the same time."""
-        tasks = []
+        tasks: list[asyncio.Task[None]] = []
         for start in range(0, self._calls, SLICE):
             numbers = range(start, min(start + SLICE, self._calls))
             tasks.extend(asyncio.create_task(self._call(number)) for number in numbers)
