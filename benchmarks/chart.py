@@ -13,7 +13,12 @@ import matplotlib as mpl
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-PANELS = (("cpu_us", "client CPU per request, µs"), ("memory_kb", "peak memory over idle, KB per request"))
+PANELS = (
+    ("cpu_us", "client CPU per request, µs (log scale)", "log", "{:,.0f}"),
+    ("memory_kb", "peak memory over idle per waiting request, KB", "linear", "{:,.1f}"),
+)
+ANSWERED_AT_ONCE = "realtime"
+"""Whose memory is not that of so many waiting requests."""
 
 
 def main(source: Path, target: Path) -> None:
@@ -23,8 +28,10 @@ def main(source: Path, target: Path) -> None:
     keys = [key for key in results["titles"] if any(run["contestant"] == key for run in runs)]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 4.2), layout="constrained")
     width = 0.8 / max(1, len(keys))
-    for axis, (column, title) in zip(axes, PANELS, strict=True):
+    for axis, (column, title, scale, form) in zip(axes, PANELS, strict=True):
         for place, key in enumerate(keys):
+            if column == "memory_kb" and key == ANSWERED_AT_ONCE:
+                continue
             values = [_values(runs, key, size, column) for size in sizes]
             middles = [statistics.median(found) for found in values]
             errors = [
@@ -32,10 +39,10 @@ def main(source: Path, target: Path) -> None:
                 [max(found) - middle for middle, found in zip(middles, values, strict=True)],
             ]
             at = [n + (place - (len(keys) - 1) / 2) * width for n in range(len(sizes))]
-            bars = axis.bar(at, middles, width, yerr=errors, label=results["titles"][key])
-            axis.bar_label(bars, fmt="{:,.0f}" if column == "cpu_us" else "{:,.1f}", fontsize=6, padding=2)
-        axis.set_yscale("log")
-        axis.set_title(f"{title} (log scale)", fontsize=10)
+            bars = axis.bar(at, middles, width, yerr=errors, label=results["titles"][key], color=f"C{place}")
+            axis.bar_label(bars, fmt=form, fontsize=6, padding=2)
+        axis.set_yscale(scale)
+        axis.set_title(title, fontsize=10)
         axis.set_xticks(range(len(sizes)), [f"{size:,} calls" for size in sizes])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)

@@ -65,12 +65,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
+    """The median, and the least and the most if they differ in what is shown of them."""
     if not values:
         return "-"
-    middle = f"{statistics.median(values):,.{digits}f}"
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+    middle, least, most = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def _of(runs: Iterable[Run], measure: str, size: int, contestant: str) -> list[Run]:
