@@ -1,0 +1,151 @@
+"""`python -m benchmarks`: run the contestants in turns, and print what they cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environments, report, runs
+
+IMPORTS = ("autobatcher", "openai")
+SIZES = [1_000, 10_000, 50_000]
+QUICK_SIZES = [200]
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    sizes = arguments.sizes or (QUICK_SIZES if arguments.quick else SIZES)
+    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    chosen = set(arguments.only or ())
+    measures = {*runs.MEASURES, "import"}
+    out = arguments.out or (None if arguments.quick or chosen else environments.HERE / "results")
+    results: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "machine": _machine(),
+        "rounds": rounds,
+        "packages": {},
+        "titles": {key: contestant.title for key, contestant in runs.CONTESTANTS.items()},
+        "imports": {name: [] for name in IMPORTS},
+        "runs": [],
+        "million": None,
+    }
+    for key in runs.CONTESTANTS:  # nothing is installed while something is measured
+        if _wanted(key, runs.CONTESTANTS, chosen):
+            environments.python_of(runs.CONTESTANTS[key].program)
+    with runs.server() as url:
+        for name, measure in runs.MEASURES.items():
+            if _wanted(name, measures, chosen):
+                keys = [key for key in measure.contestants if _wanted(key, runs.CONTESTANTS, chosen)]
+                for size in measure.sizes(sizes):
+                    _measure(url, name, keys, size, results)
+                    _save(out, results)
+        if arguments.million:
+            results["million"] = _told(runs.run(url, "create", "this", runs.MILLION))
+    if _wanted("import", measures, chosen):
+        _measure_imports(3 if arguments.quick else 4 * rounds, results)
+    text = report.tables(results)
+    print(text)
+    if out is not None:
+        _save(out, results)
+        (out / "tables.md").write_text(text)
+        _draw(out.resolve())
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = [*runs.CONTESTANTS, *runs.MEASURES, "import"]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="everything once, with few calls; asserts no times"
+    )
+    parser.add_argument("--sizes", type=_numbers, help="numbers of calls; default 1000,10000,50000")
+    parser.add_argument("--rounds", type=int, help="default 5")
+    parser.add_argument(
+        "--only",
+        type=_names(names),
+        help=f"contestants and measures, of {', '.join(names)}; nothing is written without --out",
+    )
+    parser.add_argument("--million", action="store_true", help="also 1,000,000 calls of this project, once")
+    parser.add_argument("--out", type=Path, help="a directory for the results; default benchmarks/results")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _names(known: list[str]) -> Any:
+    def names(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return text.split(",")
+
+    return names
+
+
+def _wanted(name: str, among: Collection[str], chosen: set[str]) -> bool:
+    """Whether a contestant or a measure was asked for; none of its kind asked for means all of them."""
+    return name in chosen or chosen.isdisjoint(among)
+
+
+def _measure(url: str, name: str, keys: list[str], size: int, results: dict[str, Any]) -> None:
+    """All rounds of one measure at one size; each round begins with another contestant."""
+    for number in range(results["rounds"]):
+        turn = number % max(1, len(keys))
+        for key in keys[turn:] + keys[:turn]:
+            run = _told(runs.run(url, name, key, size))
+            results["packages"][key] = run.pop("packages")
+            results["runs"].append({"round": number, **run})
+
+
+def _measure_imports(times: int, results: dict[str, Any]) -> None:
+    for _ in range(times):
+        for module in IMPORTS:
+            results["imports"][module].append(runs.import_seconds(module))
+
+
+def _told(run: dict[str, Any]) -> dict[str, Any]:
+    told = f"{run['measure']} {run['calls']:,} {run['contestant']}: {run['cpu_us']:.1f} µs, {run['memory_kb']:.1f} KB"
+    print(f"{told}, stall {run['stall_ms']:.0f} ms, {run['total_s']:.1f} s", file=sys.stderr)
+    return run
+
+
+def _machine() -> dict[str, Any]:
+    cpu, memory = platform.processor() or platform.machine(), 0.0
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _save(directory: Path | None, results: dict[str, Any]) -> None:
+    """Write down what there is so far."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _draw(directory: Path) -> None:
+    files = [str(directory / name) for name in ("results.json", "chart.png")]
+    command = [environments.python_of("chart"), "chart.py", *files]
+    subprocess.run(command, cwd=environments.HERE, env=environments.clean(), check=True)
+
+
+if __name__ == "__main__":
+    main()

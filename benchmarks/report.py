@@ -1,0 +1,158 @@
+"""From runs to tables: medians, the spread, ratios pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.runs import CONTESTANTS, MEASURES, MILLION, POLL
+
+Run = dict[str, Any]
+
+_COLUMNS = {
+    "CPU, µs/request": ("cpu_us", 1),
+    "memory, KB/request": ("memory_kb", 1),
+    "worst stall, ms": ("stall_ms", 0),
+    "last result to last caller, s": ("wait_s", 2),
+    "sent, KB/request": ("sent_kb", 2),
+    "received, KB/request": ("received_kb", 2),
+    "HTTP calls": ("http_calls", 0),
+}
+
+_RATIOS = {"CPU": "cpu_us", "memory": "memory_kb"}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All of them, as Markdown."""
+    runs: list[Run] = results["runs"]
+    parts = [_machine(results), _goals(results)]
+    for measure, size in sorted({_kind(run) for run in runs}, key=_order):
+        parts.append(f"### {MEASURES[measure].title}, {size:,} calls")
+        parts.append(_values(runs, measure, size))
+        if ratios := _ratios(runs, measure, size):
+            parts.append(ratios)
+    if results["million"]:
+        parts.append(f"### {MILLION:,} calls, once")
+        parts.append(_values([results["million"]], "create", MILLION))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _kind(run: Run) -> tuple[str, int]:
+    return run["measure"], run["calls"]
+
+
+def _order(kind: tuple[str, int]) -> tuple[int, int]:
+    return list(MEASURES).index(kind[0]), kind[1]
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    packages = "\n".join(
+        f"- {CONTESTANTS[key].title}: {', '.join(f'{name} {version}' for name, version in found.items())}"
+        for key, found in results["packages"].items()
+    )
+    return f"""{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]} GB; {machine["system"]}; \
+Python {machine["python"]}. `{results["command"]}`, {results["rounds"]} rounds; medians, with the least and the most \
+in parentheses.
+
+{packages}"""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """The median, and the least and the most if they differ in what is shown of them."""
+    if not values:
+        return "-"
+    middle, least, most = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _of(runs: Iterable[Run], measure: str, size: int, contestant: str) -> list[Run]:
+    """A contestant's runs, in the order of the rounds."""
+    return [run for run in runs if _kind(run) == (measure, size) and run["contestant"] == contestant]
+
+
+def _values(runs: list[Run], measure: str, size: int) -> str:
+    rows = []
+    for key in MEASURES[measure].contestants:
+        if found := _of(runs, measure, size, key):
+            cells = [_spread([run[name] for run in found], digits) for name, digits in _COLUMNS.values()]
+            rows.append([CONTESTANTS[key].title, *cells])
+    return _table([" ", *_COLUMNS], rows)
+
+
+def _ratios(runs: list[Run], measure: str, size: int) -> str:
+    rows = []
+    for key in MEASURES[measure].contestants:
+        pairs = pairs_of(runs, measure, size, key)
+        if pairs and key != "this":
+            cells = [_spread(_ratio(pairs, name), 2) for name in _RATIOS.values()]
+            rows.append([CONTESTANTS[key].title, *cells])
+    return _table(["this project, as a multiple of", *_RATIOS], rows) if rows else ""
+
+
+def pairs_of(runs: list[Run], measure: str, size: int, other: str) -> list[tuple[Run, Run]]:
+    """This project's run and another contestant's, of each round."""
+    ours, theirs = _of(runs, measure, size, "this"), _of(runs, measure, size, other)
+    return list(zip(ours, theirs, strict=True)) if ours and theirs else []
+
+
+def _ratio(pairs: Iterable[tuple[Run, Run]], name: str) -> list[float]:
+    """Of each pair; none where the other is too little to be measured."""
+    return [ours[name] / theirs[name] for ours, theirs in pairs if theirs[name] > 0]
+
+
+def _goals(results: dict[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    runs: list[Run] = results["runs"]
+    rows: list[Sequence[str]] = []
+
+    def goal(title: str, values: Sequence[float], most: float, digits: int = 2) -> None:
+        if values:
+            met = "yes" if statistics.median(values) <= most else "no"
+            rows.append([title, f"≤ {most:,g}", _spread(values, digits), met])
+
+    def ratio(measure: str, other: str, name: str, most: float) -> None:
+        size = _largest(runs, measure)
+        pairs = pairs_of(runs, measure, size, other)
+        what = next(title for title, column in _RATIOS.items() if column == name)
+        title = f"{what}, {MEASURES[measure].title}, {size:,} calls: multiple of {CONTESTANTS[other].title}'s"
+        goal(title, _ratio(pairs, name), most)
+
+    ratio("create", "published", "cpu_us", 0.45)
+    ratio("create", "floor", "cpu_us", 1.15)
+    for measure in ("parse", "raw", "embeddings"):
+        ratio(measure, "realtime", "cpu_us", 0.25)
+    ratio("create", "published", "memory_kb", 0.50)
+    ratio("create", "floor", "memory_kb", 1.15)
+    size = _largest(runs, "create")
+    stalls = [a["stall_ms"] - b["stall_ms"] for a, b in pairs_of(runs, "create", size, "floor")]
+    goal(f"worst stall, {size:,} calls: more than floor's by, ms", stalls, 25, 0)
+    if million := results["million"]:
+        at_most = _of(runs, "create", size, "this")
+        goal("peak memory of 1,000,000 calls, GB", [million["peak_mb"] / 1e3], 24)
+        for what, name, most in (("CPU", "cpu_us", 1.2), ("memory", "memory_kb", 1.0)):
+            before = [run[name] for run in at_most]
+            values = [million[name] / statistics.median(before)] if before else []
+            goal(f"{what} per request of 1,000,000 calls: multiple of that at {size:,}", values, most)
+    imports = results["imports"]
+    goal("import: multiple of `import openai`", [a / b for a, b in zip(*imports.values(), strict=True)], 1.1)
+    partial = _of(runs, "partial", _largest(runs, "partial"), "this")
+    goal(
+        "partial results: first answer there to first caller, s",
+        [run["first_wait_s"] for run in partial],
+        POLL,
+    )
+    goal("partial results: downloads of a line", [run["downloads"] for run in partial], 2)
+    return _table(["goal", "to reach", "reached", "met"], rows) if rows else ""
+
+
+def _largest(runs: list[Run], measure: str) -> int:
+    return max((run["calls"] for run in runs if run["measure"] == measure), default=0)

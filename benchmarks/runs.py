@@ -1,0 +1,175 @@
+"""Who does what, and how one of them is run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import environments
+
+POLL = 0.5
+"""Seconds between polls, of every contestant that polls."""
+
+MILLION = 1_000_000
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A program in `contestants/`, which is also the name of its environment."""
+
+    title: str
+    program: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+CONTESTANTS = {
+    "this": Contestant("this project", "this_project"),
+    "journal": Contestant("this project, with journal", "this_project", (("journal", True),)),
+    "published": Contestant("autobatcher 0.12.0", "published"),
+    "inspect": Contestant("inspect-ai", "inspect_batcher"),
+    "realtime": Contestant("AsyncOpenAI, realtime", "realtime"),
+    "floor": Contestant("floor", "floor"),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A kind of work.
+
+    Attributes:
+        title: what a table of it is called.
+        contestants: who can do it.
+        most: calls that are enough of it; greater sizes are cut to this.
+        options: fields of the contestants' settings.
+    """
+
+    title: str
+    contestants: tuple[str, ...]
+    most: int = MILLION
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def sizes(self, asked: list[int]) -> list[int]:
+        """How many calls to make, of those asked for."""
+        return sorted({min(size, self.most) for size in asked})
+
+
+MEASURES = {
+    "create": Measure("create(), 0.5 KB", tuple(CONTESTANTS)),
+    "parse": Measure("parse()", ("this", "realtime", "floor"), options=(("measure", "parse"),)),
+    "raw": Measure(
+        "with_raw_response.create()", ("this", "realtime"), most=10_000, options=(("measure", "raw"),)
+    ),
+    "embeddings": Measure(
+        "embeddings of 1,536 floats",
+        ("this", "journal", "published", "realtime", "floor"),
+        most=10_000,
+        options=(("measure", "embeddings"),),
+    ),
+    "large": Measure(
+        "create(), bodies of 100 KB", tuple(CONTESTANTS), most=1_000, options=(("size", 100_000),)
+    ),
+    "partial": Measure(
+        "create(), results that show one by one during 4 s",
+        ("this", "published"),
+        most=10_000,
+        options=(("spread", 4.0),),
+    ),
+}
+
+
+class WrongAnswersError(Exception):
+    """A contestant's answers are not all there, or not all right."""
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The URL of a new server."""
+    command = [environments.python_of("server"), "-m", "server"]
+    process = subprocess.Popen(
+        command,
+        cwd=environments.HERE,
+        env=environments.clean(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
+    """Let a contestant make its calls; what the table is made of.
+
+    Raises:
+        WrongAnswersError: an answer is missing or wrong, or the server was asked for more or fewer.
+        subprocess.CalledProcessError: the contestant failed.
+    """
+    contestant = CONTESTANTS[key]
+    settings = {"url": url, "calls": calls, "poll": POLL}
+    settings |= dict(MEASURES[measure].options) | dict(contestant.options)
+    done = subprocess.run(
+        [
+            environments.python_of(contestant.program),
+            "-m",
+            f"contestants.{contestant.program}",
+            json.dumps(settings),
+        ],
+        cwd=environments.HERE,
+        env=environments.clean(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout.splitlines()[-1])
+    with _DIRECT.open(f"{url}/bench/stats") as response:
+        stats = json.load(response)
+    if not seen["right"] == stats["answered"] == calls:
+        raise WrongAnswersError(
+            f"{contestant.title}: of {calls} answers {seen['right']} are right; the server made {stats['answered']}"
+        )
+    return {
+        "measure": measure,
+        "contestant": key,
+        "calls": calls,
+        "cpu_us": seen["cpu"] / calls * 1e6,
+        "memory_kb": seen["memory"] / calls / 1e3,
+        "peak_mb": (seen["idle"] + seen["memory"]) / 1e6,
+        "stall_ms": seen["stall"] * 1e3,
+        "total_s": seen["last"] - seen["started"],
+        "wait_s": seen["last"] - stats["last_result"],
+        "first_wait_s": seen["first"] - stats["first_result"],
+        "http_calls": stats["calls"],
+        "sent_kb": stats["bytes_in"] / calls / 1e3,
+        "received_kb": stats["bytes_out"] / calls / 1e3,
+        "downloads": stats["lines_served"] / calls,
+        "packages": seen["packages"],
+    }
+
+
+_IMPORT = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
+
+
+def import_seconds(module: str) -> float:
+    """CPU time of an import in a new process of this project's environment."""
+    command = [environments.python_of("this_project"), "-c", _IMPORT.format(module)]
+    output = subprocess.run(
+        command,
+        env=environments.clean(),
+        cwd=environments.HERE,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(output.stdout)
