@@ -268,6 +268,16 @@ def _looks_once_after_a_restart() -> tuple[Change, ...]:
     return ((Engine, "_not_there", not_there),)
 
 
+def _follows_alone() -> tuple[Change, ...]:
+    true = RecordedNotes.__init__
+
+    def init(self: RecordedNotes, *args: Any) -> None:
+        true(self, *args)
+        self._unclaimed = {}
+
+    return ((RecordedNotes, "__init__", init),)
+
+
 def _keeps_all(outcome: Any) -> bool:
     return isinstance(outcome, Answer)
 
@@ -315,5 +325,6 @@ MUTANTS = (
     ),
     Mutant("nobody looks for a batch after a restart", _does_not_look_after_a_restart(), stops=True),
     Mutant("one look is enough after a restart", _looks_once_after_a_restart(), stops=True),
+    Mutant("what another client follows is not found", _follows_alone(), stops=True),
     Mutant("failures are remembered", ((driver, "is_kept", _keeps_all),), stops=True),
 )

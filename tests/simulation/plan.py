@@ -135,6 +135,7 @@ class Plan:
         slowest: seconds that an ordinary batch takes at most.
         jumps: when the clock leaps, and by how much.
         close_at: when the client is closed, whoever waits; None: when nobody does.
+        copies: whether some calls are made through a copy of the client, which has batches of its own.
         stops: the ends of all runs of the program but the last; None: it has no journal, and is run once.
     """
 
@@ -154,6 +155,7 @@ class Plan:
     slowest: float = 10.0
     jumps: list[tuple[float, float]] = field(default_factory=list)
     close_at: float | None = None
+    copies: bool = False
     stops: list[Stop] | None = None
 
     def __post_init__(self) -> None:
@@ -217,6 +219,7 @@ def draw(seed: int, *, stops: bool = False) -> Plan:
 
 def _draw_stops(plan: Plan, rng: random.Random) -> None:
     plan.stops = []
+    plan.copies = rng.random() < 0.3
     for _ in range(rng.choice((1, 1, 2, 3, 6))):
         pause = rng.choice((1.0, rng.uniform(0, 300), rng.uniform(0, 4 * HOUR)))
         if (

@@ -183,6 +183,8 @@ class _World:
 
     async def _call(self, client: BatchOpenAI, plan: CallerPlan) -> None:
         record = self._ledger.callers[plan.number]
+        if self._plan.copies and (plan.number + len(self._ledger.stopped)) % 2:
+            client = client.with_options(batch_metadata={"copy": "yes"})
         await anyio.sleep(plan.at)
         record.asked_at = anyio.current_time()
         scope = anyio.CancelScope()
