@@ -200,8 +200,7 @@ class Driver:
                     if request.reply is not None:
                         request.reply.set(outcome if not kept or lost is None else CallFailed(lost))
                 case core.Ended(batch):
-                    if lost is None:
-                        self._end(batch)
+                    self._end(batch)
                 case core.Publish(event):
                     self._publish(event)
                 case _:  # a call: only the root's children make them, in no caller's context

@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="one world, with all its HTTP calls")
     parser.add_argument("--backend", choices=(*BACKENDS, "both"), default="both")
+    parser.add_argument("--stops", action="store_true", help="with a journal, and runs that are stopped dead")
     given = parser.parse_args()
     backends = BACKENDS if given.backend == "both" else (given.backend,)
     seeds = range(given.first, given.first + given.seeds) if given.seed is None else [given.seed]
@@ -26,7 +27,7 @@ def main() -> int:
     figures = Figures()
     for backend in backends:
         for seed in seeds:
-            done = simulate(seed, backend)
+            done = simulate(seed, backend, stops=given.stops)
             figures.add(done)
             if given.seed is not None:
                 _say("\n".join(done.ledger.trace))

@@ -18,6 +18,8 @@ class Figures:
     batches: int = 0
     calls: int = 0
     seconds: float = 0.0
+    runs: int = 0
+    replayed: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     results: Counter[str] = field(default_factory=Counter)
 
@@ -29,6 +31,10 @@ class Figures:
         self.requests += len(done.plan.callers)
         self.batches += len(ledger.batches)
         self.calls += len(ledger.calls)
+        self.runs += len(ledger.stopped) + 1
+        self.replayed += sum(
+            record.result == "answer" and record.at == record.asked_at for record in ledger.callers.values()
+        )
         self.seconds += ledger.ended_at
         self.faults += ledger.faults
         for record in ledger.callers.values():
@@ -41,8 +47,10 @@ class Figures:
         rows = [
             ("worlds", f"{self.worlds:,}"),
             ("failed", f"{self.failed:,}"),
+            ("runs of the program", f"{self.runs:,}"),
             ("requests", f"{self.requests:,}"),
             *((f"  {result}", f"{count:,}") for result, count in sorted(self.results.items())),
+            ("  of these from the journal", f"{self.replayed:,}"),
             ("batches", f"{self.batches:,}"),
             ("HTTP calls", f"{self.calls:,}"),
             ("virtual hours", f"{self.seconds / 3600:,.0f}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +31,7 @@ class HttpCall:
     Attributes:
         number, kind, start: its place in the run.
         file_id, batch_id: what it names; for an upload, the file that it made.
-        ids: the custom_ids that it matters to.
+        ids: the requests that it matters to, by the ledger's names.
         end: when the client had the end of it; infinite when it was cut off by the client.
         seen: the fault, if there was one.
         terminal: whether a poll showed the batch as ended.
@@ -68,10 +68,10 @@ class ServerBatch:
     Attributes:
         fate: what the plan has in store for it, such as "runs", "fails: lines".
         code: of the error that it fails with.
-        named: the lines that this error names, by custom_id.
+        named: the lines that this error names.
         hidden: whether its output file is never shown.
         spoiled: lines that nobody will ever read, and how.
-        delivered: the lines that the client has read whole: custom_id and status (0: an error object).
+        delivered: the lines that the client has read whole: name, status (0: an error object) and error code.
         bought: the lines that were executed successfully and stand in a result file.
         status, ended_at: the server's last word, and when its task was over; filled in at the end.
         terminal_looks: how many polls have shown its end.
@@ -98,19 +98,34 @@ class ServerBatch:
 
 @dataclass
 class CallerRecord:
-    """What one caller saw; `result` is "answer", "left", "error" or, if it never got anything, empty."""
+    """What one caller saw; `result` is "answer", "left", "error" or, if it never got anything, empty.
+
+    Attributes:
+        custom_id: the ledger's name for its request, once that was uploaded.
+        asked_at, at: when it made its call, and when that ended.
+    """
 
     number: int
     custom_id: str = ""
     result: str = ""
+    asked_at: float = float("inf")
     at: float = float("inf")
     answer: object = None
     error: BaseException | None = None
 
 
 @dataclass
+class StoppedRun:
+    """A run of the program that was stopped dead: when it began and ended, and what its callers had by then."""
+
+    started_at: float
+    ended_at: float
+    callers: dict[int, CallerRecord]
+
+
+@dataclass
 class Ledger:
-    """All of one run."""
+    """All of one world."""
 
     calls: list[HttpCall] = field(default_factory=list)
     files: dict[str, InputFile] = field(default_factory=dict)
@@ -118,6 +133,9 @@ class Ledger:
     callers: dict[int, CallerRecord] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     jumps: list[tuple[float, float]] = field(default_factory=list)
+    stopped: list[StoppedRun] = field(default_factory=list)
+    started_at: float = 0.0
+    """When the run began that goes on."""
     most_active: int = 0
     most_tokens: int = 0
     """Of the prompts of one model in active batches, at the most."""
@@ -127,8 +145,22 @@ class Ledger:
     complaints: list[str] = field(default_factory=list)
     """Violations that were seen on the way."""
     trace: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    """What a request is called here, by custom_id: it may have several, in runs that do not know of each other."""
     _names: dict[str, str] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
+
+    def new_callers(self, numbers: Iterable[int]) -> None:
+        """The program makes its calls from the start; what is known of the requests stays known."""
+        before = self.callers
+        self.callers = {
+            number: CallerRecord(number, before[number].custom_id if number in before else "")
+            for number in numbers
+        }
+
+    def stopped_within(self, start: float, end: float) -> bool:
+        """Whether a run of the program was stopped dead in this time."""
+        return any(start <= run.ended_at <= end for run in self.stopped)
 
     def short(self, name: str) -> str:
         """A stable name for an id that is random: `batch-3` is the third that turned up."""

@@ -18,11 +18,13 @@ from autobatcher.core.admission import Admission
 from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
 from autobatcher.core.lifecycle import Step
-from autobatcher.core.messages import Effect, LinesRead, Settle
+from autobatcher.core.messages import Created, Effect, LinesRead, LookedUp, Report, Settle, Uploaded
 from autobatcher.core.outcomes import Answer, Failure, Trouble
 from autobatcher.core.retry import PollSchedule, WholeFailure, judge_failed
 from autobatcher.core.window import Request
-from autobatcher.runtime import upstream
+from autobatcher.runtime import driver, upstream
+from autobatcher.runtime.driver import Driver
+from autobatcher.runtime.record import RecordedNotes
 
 WITHIN = 300
 """Worlds that a mutant may survive."""
@@ -33,10 +35,17 @@ Change = tuple[Any, str, Any]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A defect: what is wrong with it, and what it puts in place of the right thing."""
+    """A defect.
+
+    Attributes:
+        name: what is wrong.
+        changes: what it puts in place of the right things.
+        stops: whether it takes worlds with a journal and stops to see it.
+    """
 
     name: str
     changes: tuple[Change, ...]
+    stops: bool = False
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -199,6 +208,81 @@ def _unlimited(self: Admission, batches: Any, now: float) -> list[Batch]:
 _CHOOSE = Admission.choose
 
 
+def _notes_no(*kinds: type[Report]) -> tuple[Change, ...]:
+    true = RecordedNotes.note
+
+    def note(self: RecordedNotes, report: Report) -> None:
+        if not isinstance(report, kinds):
+            true(self, report)
+
+    return ((RecordedNotes, "note", note),)
+
+
+def _notes_requests_late() -> tuple[Change, ...]:
+    note, begin = RecordedNotes.note, RecordedNotes.begin
+    late: dict[int, Any] = {}
+
+    def begin_later(self: RecordedNotes, batch: Batch, requests: Any) -> None:
+        late[id(batch)] = tuple(requests)
+
+    def note_now(self: RecordedNotes, report: Report) -> None:
+        if isinstance(report, Uploaded) and (requests := late.pop(id(report.batch), None)):
+            begin(self, report.batch, requests)
+        note(self, report)
+
+    return ((RecordedNotes, "begin", begin_later), (RecordedNotes, "note", note_now))
+
+
+def _keeps_late(self: Driver, effects: list[Effect]) -> None:
+    answers = [
+        (effect.request, effect.outcome)
+        for effect in effects
+        if isinstance(effect, Settle)
+        and isinstance(effect.outcome, Answer)
+        and driver.is_kept(effect.outcome)
+    ]
+    if late := vars(self).pop("late", None):
+        self._notes.keep(late)
+    vars(self)["late"] = answers
+
+
+def _does_not_look_after_a_restart() -> tuple[Change, ...]:
+    true = Batch.restored_from
+
+    def restored(cls: type[Batch], *args: Any, **kwargs: Any) -> Batch:
+        batch = true(*args, **kwargs)
+        if batch.step is Step.LOOK_UP:
+            batch.step = Step.CREATE
+        return batch
+
+    return ((Batch, "restored_from", classmethod(restored)),)
+
+
+def _looks_once_after_a_restart() -> tuple[Change, ...]:
+    true = Engine._not_there
+
+    def not_there(self: Engine, batch: Batch, now: float) -> list[Effect]:
+        if batch.restored:
+            batch.looks_since = float("-inf")
+        return true(self, batch, now)
+
+    return ((Engine, "_not_there", not_there),)
+
+
+def _follows_alone() -> tuple[Change, ...]:
+    true = RecordedNotes.__init__
+
+    def init(self: RecordedNotes, *args: Any) -> None:
+        true(self, *args)
+        self._unclaimed = {}
+
+    return ((RecordedNotes, "__init__", init),)
+
+
+def _keeps_all(outcome: Any) -> bool:
+    return isinstance(outcome, Answer)
+
+
 MUTANTS = (
     Mutant("a creation whose answer was lost is repeated at once", _creates_again_at_once()),
     Mutant("one look is enough to find no batch", ((engine, "LOOK_UP_SECONDS", 0.0),)),
@@ -233,4 +317,15 @@ MUTANTS = (
     Mutant("closing does not cancel", _closes_without_cancelling()),
     Mutant("max_enqueued_tokens is not kept", _counts_no_tokens()),
     Mutant("max_active_batches is not kept", ((Admission, "choose", _unlimited),)),
+    Mutant("requests are noted after their upload", _notes_requests_late(), stops=True),
+    Mutant("a file's id is not noted", _notes_no(Uploaded), stops=True),
+    Mutant("a batch's id is not noted", _notes_no(Created, LookedUp), stops=True),
+    Mutant("answers are noted after their callers have them", ((Driver, "_keep", _keeps_late),), stops=True),
+    Mutant(
+        "batches of earlier runs are not taken up", ((RecordedNotes, "restored", lambda *_: []),), stops=True
+    ),
+    Mutant("nobody looks for a batch after a restart", _does_not_look_after_a_restart(), stops=True),
+    Mutant("one look is enough after a restart", _looks_once_after_a_restart(), stops=True),
+    Mutant("what another client follows is not found", _follows_alone(), stops=True),
+    Mutant("failures are remembered", ((driver, "is_kept", _keeps_all),), stops=True),
 )

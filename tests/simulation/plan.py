@@ -93,6 +93,29 @@ _FAILURES = (
 )
 
 
+NOTES = ("begin", "uploaded", "created", "answered", "ended")
+"""What is written into a journal."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a run of the program is stopped dead.
+
+    Attributes:
+        after: seconds from the start of the run, at most.
+        note: what is being written into the journal at the moment, if it is that.
+        count: how often that was written or about to be.
+        done: whether it is written yet.
+        pause: seconds until the program is run again.
+    """
+
+    after: float
+    note: str = ""
+    count: int = 1
+    done: bool = False
+    pause: float = 0.0
+
+
 @dataclass
 class Plan:
     """One world.
@@ -112,6 +135,8 @@ class Plan:
         slowest: seconds that an ordinary batch takes at most.
         jumps: when the clock leaps, and by how much.
         close_at: when the client is closed, whoever waits; None: when nobody does.
+        copies: whether some calls are made through a copy of the client, which has batches of its own.
+        stops: the ends of all runs of the program but the last; None: it has no journal, and is run once.
     """
 
     seed: int
@@ -130,6 +155,8 @@ class Plan:
     slowest: float = 10.0
     jumps: list[tuple[float, float]] = field(default_factory=list)
     close_at: float | None = None
+    copies: bool = False
+    stops: list[Stop] | None = None
 
     def __post_init__(self) -> None:
         self._fates = random.Random(f"{self.seed}/fates")
@@ -171,8 +198,8 @@ def window_seconds(options: dict[str, Any]) -> float:
     return float(text[:-1]) * {"m": 60, "h": 3600}[text[-1]]
 
 
-def draw(seed: int) -> Plan:
-    """The world of a seed."""
+def draw(seed: int, *, stops: bool = False) -> Plan:
+    """The world of a seed, with a journal and stops or without."""
     rng = random.Random(f"{seed}/plan")
     plan = Plan(seed)
     _draw_options(plan, rng)
@@ -184,7 +211,26 @@ def draw(seed: int) -> Plan:
         )
     if rng.random() < 0.12:
         plan.close_at = rng.choice((rng.uniform(0, 60), rng.uniform(0, 2 * HOUR)))
+    if stops:
+        plan.close_at = None
+        _draw_stops(plan, random.Random(f"{seed}/stops"))
     return plan
+
+
+def _draw_stops(plan: Plan, rng: random.Random) -> None:
+    plan.stops = []
+    plan.copies = rng.random() < 0.3
+    for _ in range(rng.choice((1, 1, 2, 3, 6))):
+        pause = rng.choice((1.0, rng.uniform(0, 300), rng.uniform(0, 4 * HOUR)))
+        if (
+            rng.random() < 0.6
+        ):  # the moments that matter most, and that a time of the clock would hardly ever meet
+            note, count = rng.choices(NOTES, (1, 1, 3, 3, 1))[0], rng.choice((1, 1, 2, 5))
+            stop = Stop(6 * HOUR, note, count, done=rng.random() < 0.5, pause=pause)
+        else:
+            after = rng.choice((rng.uniform(0, 10), rng.uniform(0, 300), rng.uniform(0, 2 * HOUR)))
+            stop = Stop(after, pause=pause)
+        plan.stops.append(stop)
 
 
 def _draw_options(plan: Plan, rng: random.Random) -> None:

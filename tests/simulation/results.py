@@ -35,7 +35,7 @@ _STRANGERS = (
 
 @dataclass(frozen=True)
 class ResultLine:
-    """A line as it is sent; `tells`: the custom_id, status and error code of what the client is to take from it."""
+    """A line as it is sent; `tells`: the name, status and error code of what the client is to take from it."""
 
     data: bytes
     tells: tuple[str, int, str | None] | None
@@ -60,12 +60,21 @@ class ResultFiles:
         file = self._files.setdefault(file_id, _File())
         sent: list[ResultLine] = []
         for line in data.splitlines():
-            told = _tells(line)
+            told = self._tells(line)
             custom_id = told[0]
             if custom_id not in file.fates:
                 file.fates[custom_id] = self._draw(record, custom_id, rate)
             sent += self._sent(line, told, *file.fates[custom_id], file.reads)
         return sent
+
+    def _tells(self, line: bytes) -> tuple[str, int, str | None]:
+        loaded = json.loads(line)
+        response, error = loaded["response"], loaded["error"]
+        return (
+            self._ledger.names[loaded["custom_id"]],
+            0 if response is None else response["status_code"],
+            None if error is None else error["code"],
+        )
 
     def read(self, file_id: str) -> None:
         """The file was read to its end after the end of its batch."""
@@ -100,16 +109,6 @@ class ResultFiles:
             case "beside a stranger":
                 return [ResultLine(_STRANGERS[looks % len(_STRANGERS)], None), good]
         return [good]
-
-
-def _tells(line: bytes) -> tuple[str, int, str | None]:
-    loaded = json.loads(line)
-    response, error = loaded["response"], loaded["error"]
-    return (
-        loaded["custom_id"],
-        0 if response is None else response["status_code"],
-        None if error is None else error["code"],
-    )
 
 
 def _garbled(line: bytes, way: int) -> bytes:

@@ -11,6 +11,6 @@ from tests.simulation.world import simulate
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_defect_is_found(mutant: Mutant) -> None:
     with mutant.at_work():
-        found = any(simulate(seed, "asyncio").violations for seed in range(WITHIN))
+        found = any(simulate(seed, "asyncio", stops=mutant.stops).violations for seed in range(WITHIN))
     assert found
-    assert not simulate(0, "asyncio").violations  # the defect is gone with the mutant
+    assert not simulate(0, "asyncio", stops=mutant.stops).violations  # the defect is gone with the mutant

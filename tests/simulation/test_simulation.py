@@ -21,10 +21,19 @@ def test_worlds(backend: str, first: int) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("first", range(0, WORLDS // 2, CHUNK))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_worlds_with_a_journal_and_stops(backend: str, first: int) -> None:
+    runs = [simulate(seed, backend, stops=True) for seed in range(first, first + CHUNK)]
+    wrong = {run.command: run.violations for run in runs if run.violations}
+    assert not wrong
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["", "stops"])
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_seed_is_one_world(backend: str, seed: int) -> None:
-    first, second = simulate(seed, backend), simulate(seed, backend)
+def test_a_seed_is_one_world(backend: str, seed: int, *, stops: bool) -> None:
+    first, second = simulate(seed, backend, stops=stops), simulate(seed, backend, stops=stops)
     assert first.ledger.trace == second.ledger.trace
     assert first.ledger.faults == second.ledger.faults
 
@@ -34,6 +43,7 @@ def test_worlds_have_every_kind_of_fault() -> None:
     kinds: set[str] = set()
     for seed in range(CHUNK):
         kinds.update(simulate(seed, "asyncio").ledger.faults)
+        kinds.update(simulate(seed, "asyncio", stops=True).ledger.faults)
     for kind in ("upload", "create", "list", "poll", "content"):
         assert {f"{kind}: answer lost", f"{kind}: connection refused", f"{kind}: 500"} <= kinds
     assert {
@@ -60,4 +70,14 @@ def test_worlds_have_every_kind_of_fault() -> None:
         "batch: files late",
         "batch: output file never shown",
         "clock: leaps",
+        "stop: before begin",
+        "stop: after begin",
+        "stop: before uploaded",
+        "stop: after uploaded",
+        "stop: before created",
+        "stop: after created",
+        "stop: before answered",
+        "stop: after answered",
+        "stop: before ended",
+        "stop: after ended",
     } <= kinds

@@ -33,6 +33,8 @@ _OF_A_BLOB = {"id": "batch_blob", "object": "batch", "status": "completed", "inp
 _LIST_LAG = 50.0
 """Seconds for which a new batch may be missing in lists."""
 
+_LAG_RATE = 0.3
+
 
 def _kind(method: str, path: str) -> tuple[str, str]:
     """The kind of a call, and the id in its path."""
@@ -75,6 +77,8 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         self._doubt: dict[str, tuple[str, ...]] = {}
         self._found_from: dict[str, float] = {}
         self._listed_from: dict[str, float] = {}
+        self._on_their_way: dict[int, tuple[httpx.Request, HttpCall]] = {}
+        self._cut_off: set[int] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One call, from the client's side."""
@@ -84,7 +88,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         self._identify(call, name, body)
         fault = None
         try:
-            await anyio.sleep(self._rng.uniform(0.01, self._plan.call_seconds))
+            await self._under_way(request, call)
             fault = self._fault(call)
             response = await self._with(fault, request, call)
         except httpx.TransportError:
@@ -97,14 +101,36 @@ class FaultyTransport(httpx.AsyncBaseTransport):
             self._ended(call, None if fault is None else fault.seen)
         return response
 
+    def cut_off(self) -> None:
+        """The program is gone: it sees nothing of its calls any more, and some of them reach the server all the same."""
+        self._cut_off.update(call.number for call in self._ledger.calls if call.end == float("inf"))
+        for request, call in self._on_their_way.values():
+            if call.kind in ("upload", "create", "cancel") and self._rng.random() < 0.5:
+                self._tasks.start_soon(self._later, self._rng.uniform(0, 10), request, call)
+        known = {call.batch_id for call in self._ledger.calls if call.kind == "poll"}
+        made = {batch.file_id for batch in self._ledger.batches.values() if batch.id in known}
+        self._doubt.update(
+            (file_id, file.ids) for file_id, file in self._ledger.files.items() if file_id not in made
+        )
+
+    async def _under_way(self, request: httpx.Request, call: HttpCall) -> None:
+        """Until the call arrives at the server; for ever, if its program is stopped meanwhile."""
+        self._on_their_way[call.number] = request, call
+        try:
+            await anyio.sleep(self._rng.uniform(0.01, self._plan.call_seconds))
+        finally:
+            self._on_their_way.pop(call.number, None)
+        if call.number in self._cut_off:
+            await anyio.sleep_forever()
+
     def _identify(self, call: HttpCall, name: str, body: bytes) -> None:
         match call.kind:
             case "upload":
-                lines = list(_LINE.finditer(body))
-                call.ids = tuple(line[1].decode() for line in lines)
-                for line, custom_id in zip(lines, call.ids, strict=True):
+                for line in _LINE.finditer(body):
                     number = prompt_number(line[0].decode())
-                    self._ledger.callers[number].custom_id = custom_id
+                    name = self._ledger.names[line[1].decode()] = f"request-{number}"
+                    self._ledger.callers[number].custom_id = name
+                    call.ids += (name,)
                 found = _MODEL.search(body)
                 call.model = "" if found is None else found[1].decode()
             case "create":
@@ -178,7 +204,10 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         loaded = json.loads(await response.aread())
         call.status = f"{response.status_code}"
         now = anyio.current_time()
-        lags = self._rng.random() < self._plan.rate_at(call.kind, now)
+        rate = self._plan.rate_at(call.kind, now)
+        if call.kind == "create" and self._plan.stops is not None:
+            rate = max(rate, _LAG_RATE)  # which only matters to those who have to look for their batch
+        lags = self._rng.random() < rate
         if call.kind == "upload" and response.is_success:
             call.file_id = loaded["id"]
             self._ledger.files[call.file_id] = InputFile(call.ids, now, call.model)
@@ -261,6 +290,8 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         return httpx.Response(200, headers=headers, stream=stream)
 
     def _ended(self, call: HttpCall, seen: Seen | None) -> None:
+        if call.number in self._cut_off:
+            return
         self._ledger.end(call, anyio.current_time(), seen)
         if call.kind == "create":
             if seen is None:

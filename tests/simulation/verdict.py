@@ -41,6 +41,11 @@ def violations(plan: Plan, ledger: Ledger) -> list[str]:
 
 
 def _everybody_is_settled(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    for run in ledger.stopped:
+        for caller in plan.callers:
+            had = run.callers[caller.number]
+            if had.result == "answer" and had.answer != _expected(caller):
+                yield f"caller {caller.number} got the answer {had.answer!r} before the program was stopped"
     for caller in plan.callers:
         record = ledger.callers.get(caller.number)
         if record is None or not record.result:
@@ -63,6 +68,37 @@ def _embedding(model: str, text: str) -> Any:
     return answer.body["data"][0]["embedding"]
 
 
+def _what_was_answered_stays(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    """Whoever had an answer in a run that was stopped has it in each later one, at once, and nothing is sent for it."""
+    runs = [run.callers for run in ledger.stopped] + [ledger.callers]
+    for before, (run, callers) in zip(runs, enumerate(runs[1:], start=1), strict=False):
+        for number, record in callers.items():
+            earlier = before[number]
+            if earlier.result != "answer" or not record.result:
+                continue
+            if record.result == "error" or (record.result == "answer" and record.answer != earlier.answer):
+                yield f"caller {number} had its answer, and not in run {run + 1} any more"
+            elif record.at != record.asked_at:
+                yield f"caller {number} had its answer, and waited for it in run {run + 1}"
+    for stopped in ledger.stopped:
+        had = {record.custom_id for record in stopped.callers.values() if record.result == "answer"}
+        for call in ledger.calls:
+            if call.kind == "upload" and call.start > stopped.ended_at and not had.isdisjoint(call.ids):
+                yield f"what had its answer was uploaded again after {stopped.ended_at:.0f} s (call {call.number})"
+
+
+def _failures_are_not_remembered(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    for record in ledger.callers.values():
+        if (
+            record.result != "error"
+            or record.asked_at < ledger.started_at
+            or isinstance(record.error, ClientClosedError)
+        ):
+            continue
+        if not any(call.start >= ledger.started_at and record.custom_id in call.ids for call in ledger.calls):
+            yield f"caller {record.number} got {record.error!r}, for which nothing was asked in this run"
+
+
 def _no_answer_is_lost(plan: Plan, ledger: Ledger) -> Iterator[str]:
     for record in ledger.callers.values():
         if record.result != "error":
@@ -82,6 +118,8 @@ def _nothing_is_bought_twice(plan: Plan, ledger: Ledger) -> Iterator[str]:
     for record in ledger.callers.values():
         bought = [b for b in ledger.batches_of(record.custom_id) if record.custom_id in b.bought]
         for batch in bought[:-1]:
+            if batch.fate == "vanishes" and ledger.stopped:
+                continue  # what the server has forgotten of an earlier run is sent again
             if not unreadable(batch, record.custom_id):
                 name = ledger.short(batch.id)
                 yield f"caller {record.number}'s request was bought again, though {name} holds its answer"
@@ -90,13 +128,15 @@ def _nothing_is_bought_twice(plan: Plan, ledger: Ledger) -> Iterator[str]:
 def _nothing_is_sent_again_without_a_reason(plan: Plan, ledger: Ledger) -> Iterator[str]:
     by_file = {batch.file_id: batch for batch in ledger.batches.values()}
     for record in ledger.callers.values():
-        files = [
-            call.file_id
+        uploads = [
+            call
             for call in ledger.calls
             if call.kind == "upload" and call.seen is None and record.custom_id in call.ids
         ]
-        for file_id in files[:-1]:
-            batch = by_file.get(file_id)
+        for upload, later in pairwise(uploads):
+            if ledger.stopped_within(upload.start, later.start):
+                continue  # whether anything is bought twice is another question
+            batch = by_file.get(upload.file_id)
             if batch is None:
                 yield f"caller {record.number}'s request was uploaded again without a batch from the first upload"
             elif not reason_to_go_on(batch, record.custom_id):
@@ -105,12 +145,13 @@ def _nothing_is_sent_again_without_a_reason(plan: Plan, ledger: Ledger) -> Itera
 
 
 def _retries_are_bounded(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    runs = len(ledger.stopped) + 1
     most = int(plan.options["max_retries"])
     for record in ledger.callers.values():
         batches = ledger.batches_of(record.custom_id)
-        if (tries := sum(transient(batch, record.custom_id) for batch in batches)) > most + 1:
+        if (tries := sum(transient(batch, record.custom_id) for batch in batches)) > (most + 1) * runs:
             yield f"caller {record.number}'s request was tried {tries} times, and {most} retries are allowed"
-        if (times := sum(lost(batch, record.custom_id) for batch in batches)) > MOST_LOSSES:
+        if (times := sum(lost(batch, record.custom_id) for batch in batches)) > MOST_LOSSES * runs:
             yield f"caller {record.number}'s request was sent again after {times} losses"
 
 
@@ -121,11 +162,12 @@ def _each_file_has_one_batch(plan: Plan, ledger: Ledger) -> Iterator[str]:
 
 
 def _limits_are_kept(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    each = 2 if plan.copies else 1  # for they are each sender's own
     most = plan.options["max_active_batches"]
-    if most is not None and ledger.most_active > most:
+    if most is not None and ledger.most_active > most * each:
         yield f"{ledger.most_active} batches were active at a time, and {most} are allowed"
     tokens = plan.options["max_enqueued_tokens"]
-    if tokens is not None and ledger.most_tokens > ROUGHLY * tokens:
+    if tokens is not None and ledger.most_tokens > ROUGHLY * tokens * each:
         yield f"{ledger.most_tokens} tokens were enqueued at a time, and {tokens} are allowed"
     size = plan.options["batch_size"]
     for call in ledger.calls:
@@ -147,6 +189,10 @@ def _polls_come_in_time(plan: Plan, ledger: Ledger) -> Iterator[str]:
                 continue  # that there is a batch was found out later
             if any(before.start <= at <= after.start for at, _ in ledger.jumps):
                 continue
+            if ledger.stopped_within(before.start, after.start):
+                continue
+            if plan.stops is not None and before.seen is not None:
+                continue  # it may have been given up, and taken up again with the next call that was made
             gap, most = after.start - before.end, max(60.0, 0.02 * (before.end - batch.at))
             if gap > most + 1:
                 yield f"{ledger.short(batch.id)} was polled after {gap:.0f} s, not {most:.0f} s (call {after.number})"
@@ -173,9 +219,10 @@ def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
             seen = before.seen
             if seen is not None and (call.kind == "upload" or seen.trouble == "busy"):
                 gap = call.start - before.end
-                # When patience ends, the last try comes.
+                # When patience ends, the last try comes; and a program that was stopped remembers none of this.
                 ends = min(since[key] for key in keys if key in since) + patience
-                if gap < seen.retry_after - 0.001 and call.start < ends - 1:
+                stopped = ledger.stopped_within(before.start, call.start)
+                if gap < seen.retry_after - 0.001 and call.start < ends - 1 and not stopped:
                     yield f"{call.kind} came {gap:.0f} s after a Retry-After of {seen.retry_after:.0f} s"
         last.update(dict.fromkeys(keys, call))
         for key in keys:
@@ -187,23 +234,25 @@ def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
 def _calls_are_bounded(plan: Plan, ledger: Ledger) -> Iterator[str]:
     """Polls by the schedule for the batch's age, plus one for each look after its end and for each failed download."""
     first = float(plan.options["poll_interval_seconds"])
+    stops = len(ledger.stopped)
     for batch, calls in _by_batch(ledger):
         polls = [call for call in calls if call.kind == "poll"]
         contents = [call for call in calls if call.kind == "content"]
         if not polls:
             continue
         failed = sum(call.seen is not None for call in contents)
-        most = _scheduled(first, polls[-1].start - batch.at) + batch.terminal_looks + failed
+        most = _scheduled(first, polls[-1].start - batch.at) + batch.terminal_looks + failed + stops
         if len(polls) > most:
             yield f"{ledger.short(batch.id)} was polled {len(polls)} times; {most} would do"
         if len(contents) > 2 * len(polls):
             yield f"{ledger.short(batch.id)} was read {len(contents)} times at {len(polls)} polls"
     kinds = Counter(call.kind for call in ledger.calls)
-    failed_calls = Counter(call.kind for call in ledger.calls if call.seen is not None)
+    failed_calls = Counter(call.kind for call in ledger.calls if call.seen is not None or call.end == NEVER)
+    unmade = stops * len(ledger.files)  # of which nobody knows in the end whether there is a batch
     pages = -(-len(ledger.batches) // plan.page) + 1
     for kind, most in (
         ("create", len(ledger.files) + failed_calls["create"]),
-        ("list", 12 * pages * failed_calls["create"] + failed_calls["list"] * pages),
+        ("list", 12 * pages * (failed_calls["create"] + unmade) + failed_calls["list"] * pages),
         ("cancel", len(ledger.batches) + failed_calls["cancel"]),
     ):
         if kinds[kind] > most:
@@ -220,6 +269,8 @@ def _scheduled(first: float, age: float) -> int:
 
 
 def _deserted_batches_are_cancelled(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    if plan.stops is not None:
+        return  # their answers are kept
     for batch in ledger.batches.values():
         callers = [record for record in ledger.callers.values() if record.custom_id in batch.ids]
         if any(ledger.batches_of(record.custom_id)[-1] is not batch for record in callers):
@@ -270,6 +321,8 @@ def _closing_cancels(plan: Plan, ledger: Ledger) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[Plan, Ledger], Iterator[str]], ...] = (
     _everybody_is_settled,
+    _what_was_answered_stays,
+    _failures_are_not_remembered,
     _no_answer_is_lost,
     _nothing_is_bought_twice,
     _nothing_is_sent_again_without_a_reason,

@@ -6,10 +6,12 @@ import asyncio
 import gc
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,11 +21,13 @@ import trio
 
 from autobatcher import BatchOpenAI
 from autobatcher._http import httpx
+from autobatcher.journal import Journal
 from autobatcher.runtime import driver
-from tests.simulation.clocks import HangsError, Jump, run, seeded_globals
-from tests.simulation.ledger import CallerRecord, Ledger
+from tests.simulation.clocks import HangsError, Jump, run, seeded_globals, wall_clock
+from tests.simulation.ledger import Ledger
 from tests.simulation.plan import HOUR, CallerPlan, Plan, draw
-from tests.simulation.server import ScriptedServer
+from tests.simulation.server import ScriptedServer, server_time
+from tests.simulation.stops import MortalRun
 from tests.simulation.transport import FaultyTransport
 from tests.simulation.verdict import violations
 
@@ -52,14 +56,15 @@ class Run:
     @property
     def command(self) -> str:
         """What runs it again."""
-        return f"python -m tests.simulation --seed {self.seed} --backend {self.backend}"
+        stops = "" if self.plan.stops is None else " --stops"
+        return f"python -m tests.simulation --seed {self.seed} --backend {self.backend}{stops}"
 
 
-def simulate(seed: int, backend: str) -> Run:
-    """Run the world of a seed, and judge it."""
+def simulate(seed: int, backend: str, *, stops: bool = False) -> Run:
+    """Run the world of a seed, and judge it; `stops`: it has a journal, and runs of the program are stopped dead."""
     started = time.perf_counter()
     seeded_globals(seed)
-    plan, ledger = draw(seed), Ledger()
+    plan, ledger = draw(seed, stops=stops), Ledger()
     files = _open_files()
     with _listening(ledger), _counted_replies(ledger):
         try:
@@ -78,8 +83,8 @@ class _World:
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._left_to_go = len(plan.callers)
-        self._all_gone: anyio.Event | None = None
+        self._left_to_go = 0
+        self._all_gone = anyio.Event()
 
     async def live(self, jump: Jump) -> None:
         tasks = _tasks()
@@ -88,7 +93,8 @@ class _World:
                 for at, seconds in self._plan.jumps:
                     group.start_soon(self._leap, jump, at, seconds)
                 async with ScriptedServer(self._plan, self._ledger) as api:
-                    await self._with_client(api, group)
+                    with wall_clock(server_time):
+                        await self._with_client(api, group)
                     self._take_stock(api)
                 group.cancel_scope.cancel()
         self._ledger.stuck = whole.cancelled_caught
@@ -108,14 +114,54 @@ class _World:
 
     async def _with_client(self, api: ScriptedServer, group: anyio.abc.TaskGroup) -> None:
         transport = FaultyTransport(self._plan, self._ledger, api, group)
+        if self._plan.stops is None:
+            await self._last_run(self._client(transport), group)
+            return
+        with tempfile.TemporaryDirectory(prefix="autobatcher-simulation-") as folder:
+            async with anyio.create_task_group() as remains:
+                for number, stop in enumerate(self._plan.stops):
+                    mortal = MortalRun(Path(folder), number, stop, transport, self._ledger)
+                    await self._stopped_run(mortal, remains)
+                    await anyio.sleep(stop.pause)
+            last = MortalRun(Path(folder), len(self._plan.stops), None, transport, self._ledger)
+            await self._last_run(self._client(last.line, last.journal), group)
+            last.check()
+            last.journal.close()
+
+    def _client(self, transport: httpx.AsyncBaseTransport, journal: Journal | None = None) -> BatchOpenAI:
         client = BatchOpenAI(
             api_key=KEY,
             base_url="http://local/v1",
             http_client=httpx.AsyncClient(transport=transport),
+            journal=journal,
             **self._plan.options,
         )
         client._platform = _PLATFORM  # else the SDK looks it up in a thread, which takes real time
+        return client
+
+    def _begin_run(self) -> None:
+        self._ledger.started_at = anyio.current_time()
+        self._ledger.new_callers(caller.number for caller in self._plan.callers)
+        self._left_to_go = len(self._plan.callers)
         self._all_gone = anyio.Event()
+
+    async def _stopped_run(self, mortal: MortalRun, remains: anyio.abc.TaskGroup) -> None:
+        """A run of the program to its sudden end."""
+        self._begin_run()
+        client = self._client(mortal.line, mortal.journal)
+        async with anyio.create_task_group() as callers:
+            for caller in self._plan.callers:
+                callers.start_soon(self._call, client, caller)
+            with anyio.move_on_after(mortal.stop.after if mortal.stop else None):
+                async with anyio.create_task_group() as either:
+                    for event in (mortal.over, self._all_gone):
+                        either.start_soon(_first_of, event, either)
+            mortal.die()
+            callers.cancel_scope.cancel()
+        remains.start_soon(mortal.bury, client)
+
+    async def _last_run(self, client: BatchOpenAI, group: anyio.abc.TaskGroup) -> None:
+        self._begin_run()
         for caller in self._plan.callers:
             group.start_soon(self._call, client, caller)
         if self._plan.close_at is not None:
@@ -136,24 +182,29 @@ class _World:
         self._ledger.note(anyio.current_time(), "closing is over")
 
     async def _call(self, client: BatchOpenAI, plan: CallerPlan) -> None:
-        record = self._ledger.callers[plan.number] = CallerRecord(plan.number)
+        record = self._ledger.callers[plan.number]
+        if self._plan.copies and (plan.number + len(self._ledger.stopped)) % 2:
+            client = client.with_options(batch_metadata={"copy": "yes"})
         await anyio.sleep(plan.at)
+        record.asked_at = anyio.current_time()
         scope = anyio.CancelScope()
         if plan.leaves_after is not None:
             scope.deadline = anyio.current_time() + plan.leaves_after
+        result, answer, error = "left", None, None
         try:
             with scope:
-                record.answer = await ask(client, plan)
-                record.result = "answer"
-        except Exception as error:  # noqa: BLE001 -- the verdict says which are rightful
-            record.result, record.error = "error", error
-        if scope.cancelled_caught:
-            record.result = "left"
+                answer = await ask(client, plan)
+                result = "answer"
+        except Exception as raised:  # noqa: BLE001 -- the verdict says which are rightful
+            result, error = "error", raised
+        if self._ledger.callers[plan.number] is not record:
+            return  # the program is dead
+        record.result, record.answer, record.error = result, answer, error
         record.at = anyio.current_time()
         what = type(record.error).__name__ if record.error else ""
         self._ledger.note(record.at, f"caller {plan.number}: {record.result} {what}")
         self._left_to_go -= 1
-        if not self._left_to_go and self._all_gone is not None:
+        if not self._left_to_go:
             self._all_gone.set()
 
     def _take_stock(self, api: ScriptedServer) -> None:
@@ -161,10 +212,15 @@ class _World:
         for record in self._ledger.batches.values():
             record.status = api.status(record.id)
             record.bought = frozenset(
-                line.split(b'"custom_id":"')[1].split(b'"')[0].decode()
+                self._ledger.names[line.split(b'"custom_id":"')[1].split(b'"')[0].decode()]
                 for page in api.store.results(record.id, is_error=False, skip=0, stop=10**6)
                 for line in page.splitlines()
             )
+
+
+async def _first_of(event: anyio.Event, tasks: anyio.abc.TaskGroup) -> None:
+    await event.wait()
+    tasks.cancel_scope.cancel()
 
 
 async def ask(client: BatchOpenAI, plan: CallerPlan) -> object:
