@@ -33,6 +33,9 @@ _OF_A_BLOB = {"id": "batch_blob", "object": "batch", "status": "completed", "inp
 _LIST_LAG = 50.0
 """Seconds for which a new batch may be missing in lists."""
 
+_LISTED = 100.0
+"""Seconds after which a batch is in lists that is made at all, counted from the call; a client looks for 120."""
+
 _LAG_RATE = 0.3
 
 
@@ -216,7 +219,8 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         if call.kind == "create" and response.is_success:
             call.batch_id = loaded["id"]
             if lags:
-                self._listed_from[call.batch_id] = now + self._rng.uniform(1, _LIST_LAG)
+                listed = now + self._rng.uniform(1, _LIST_LAG)
+                self._listed_from[call.batch_id] = min(listed, call.start + _LISTED)
         if call.kind == "poll" and response.is_success and (fault is None or change):
             return self._polled(call, loaded, change)
         return _json(response.status_code, loaded)

@@ -109,7 +109,8 @@ def _no_answer_is_lost(plan: Plan, ledger: Ledger) -> Iterator[str]:
             told = batch.delivered.get(record.custom_id)
             readable = not unreadable(batch, record.custom_id) and batch.terminal_looks
             unread = isinstance(record.error, ClientClosedError) or call_failed(plan, ledger, record)
-            if told is not None or (readable and not unread):
+            kept = plan.stops is not None and unread  # by a look that came too late for this call
+            if (told is not None and not kept) or (readable and not unread):
                 name = ledger.short(batch.id)
                 yield f"caller {record.number} got {record.error!r}, though {name} holds its answer"
 
