@@ -111,9 +111,9 @@ class MortalRun:
         """Complain if anything had its effect before it was written down."""
         ledger, db = self._ledger, self.journal._db
         requests = _names(db.execute("SELECT body FROM requests"))
-        answered = _names(db.execute("SELECT requests.body FROM requests JOIN answers USING (request)"))
+        answered = _names(db.execute("SELECT requests.body FROM requests JOIN answers USING (key, n)"))
         files, ids = (
-            {value.decode() for (value,) in db.execute(f"SELECT {column} FROM batches") if value}
+            {value for (value,) in db.execute(f"SELECT {column} FROM batches") if value}
             for column in ("file_id", "batch_id")
         )
         early: list[str] = []
