@@ -24,7 +24,7 @@ from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
 from autobatcher.options import BatchOptions
-from autobatcher.resources import Chat, Embeddings, Promise, Responses, plain_body, unwinds
+from autobatcher.promise import Promise, plain_body, unwinds
 from autobatcher.runtime.pool import HttpPool
 
 if TYPE_CHECKING:
@@ -94,18 +94,24 @@ class Batching(openai.AsyncOpenAI):
     if not TYPE_CHECKING:  # for type checkers the resources are the SDK's
 
         @cached_property
-        def chat(self) -> Chat:
+        def chat(self) -> Any:
             """Chat completions, as in the SDK."""
+            from autobatcher.resources import Chat  # noqa: PLC0415 -- imported at its first use, as the SDK does
+
             return Chat(self)
 
         @cached_property
-        def embeddings(self) -> Embeddings:
+        def embeddings(self) -> Any:
             """Embeddings, as in the SDK."""
+            from autobatcher.resources import Embeddings  # noqa: PLC0415 -- as above
+
             return Embeddings(self)
 
         @cached_property
-        def responses(self) -> Responses:
+        def responses(self) -> Any:
             """Responses, as in the SDK."""
+            from autobatcher.responses import Responses  # noqa: PLC0415 -- as above
+
             return Responses(self)
 
     @property

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True)
-class BatchSubmitted:
+class BatchSubmitted(msgspec.Struct, frozen=True):
     """A batch exists at the server; `size` is its input file's size in bytes."""
 
     batch_id: str
@@ -16,8 +15,7 @@ class BatchSubmitted:
     size: int
 
 
-@dataclass(frozen=True)
-class BatchSettled:
+class BatchSettled(msgspec.Struct, frozen=True):
     """Nobody waits for this batch any more.
 
     `batch_id` is None when no batch was made (the upload failed, say); `status` is the server's last word,
@@ -35,8 +33,7 @@ class BatchSettled:
     duration: float
 
 
-@dataclass(frozen=True)
-class RequestsResent:
+class RequestsResent(msgspec.Struct, frozen=True):
     """Requests of this batch go out again in another one; `reason` is a few words."""
 
     batch_id: str | None
@@ -44,8 +41,7 @@ class RequestsResent:
     reason: str
 
 
-@dataclass(frozen=True)
-class CallRetried:
+class CallRetried(msgspec.Struct, frozen=True):
     """A call for a batch failed and will be made again.
 
     `step` is "upload", "create", "look up", "poll", "fetch" or "cancel"; `batch_id` is None before there is a batch;
@@ -59,8 +55,7 @@ class CallRetried:
     delay: float
 
 
-@dataclass(frozen=True)
-class LinesIgnored:
+class LinesIgnored(msgspec.Struct, frozen=True):
     """Lines of a result file were of no use to anybody; `reason` says why."""
 
     batch_id: str | None
@@ -68,8 +63,7 @@ class LinesIgnored:
     reason: str
 
 
-@dataclass(frozen=True)
-class BatchNotCancelled:
+class BatchNotCancelled(msgspec.Struct, frozen=True):
     """A batch that nobody waits for may go on at the server, and cost money: its cancellation did not come about."""
 
     batch_id: str | None

@@ -10,49 +10,25 @@ then the SDK's method waits itself, as it always does.
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import inspect
 import os
 import pathlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import openai
-import orjson
 from openai._compat import cached_property
 from openai.resources import AsyncEmbeddings
 from openai.resources.chat import AsyncChat, AsyncCompletions
-from openai.resources.responses import AsyncResponses
 from openai.types.chat import ChatCompletion
 
-_unwinding: contextvars.ContextVar[bool] = contextvars.ContextVar("autobatcher_unwinding", default=False)
+from autobatcher.promise import Promise, unwinding
 
 _F = TypeVar("_F")
 
 _SDK = f"{pathlib.Path(openai.__file__).parent}{os.sep}"
-
-
-class Promise:
-    """The answer to come; nothing is sent before it is awaited."""
-
-    __slots__ = ("_answer",)
-
-    def __init__(self, answer: Callable[[], Awaitable[Any]]) -> None:
-        self._answer = answer
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        """Send the request, and wait for its answer."""
-        return self._answer().__await__()
-
-
-def unwinds() -> bool:
-    """Whether this call of `request` is to return a promise; true once."""
-    asked = _unwinding.get()
-    if asked:
-        _unwinding.set(False)
-    return asked
 
 
 _known_sdks: dict[int, object] = {}
@@ -112,32 +88,15 @@ def _names(method: Any) -> frozenset[str]:
     return frozenset(inspect.signature(method).parameters) - {"self"}
 
 
-_ENCODING = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
-
-
-def plain_body(fields: Mapping[str, Any]) -> bytes | None:
-    """The body as JSON text in UTF-8; None if it takes more to make, such as of pydantic objects and iterators.
-
-    orjson writes NaN, which is no JSON and which the SDK refuses, as null: such a body is the SDK's to make.
-    """
-    try:
-        body = orjson.dumps(fields, option=_ENCODING)
-    except TypeError:  # orjson's own
-        return None
-    return None if b"null" in body else body
-
-
 def _begun(call: Coroutine[Any, Any, Any], start: Callable[[], Any]) -> Any:
     """What a call of the SDK's method returns without waiting: a promise, or the answer itself."""
-    token = _unwinding.set(True)
+    token = unwinding.set(True)
     try:
         call.send(None)
     except StopIteration as end:
         return end.value
     finally:
-        _unwinding.reset(token)
+        unwinding.reset(token)
     call.close()  # it waits for something before it asks: so it is to do it itself
     return start()
 
@@ -161,7 +120,7 @@ def _like(method: Any) -> Callable[[_F], _F]:
     return decorate
 
 
-def _outside(cls: type, name: str) -> Any:
+def outside(cls: type, name: str) -> Any:
     """An override of a coroutine method of the SDK's class, as it is at the time of the call."""
 
     @_like(getattr(cls, name))
@@ -204,7 +163,7 @@ class Completions(AsyncCompletions):
             return _raised(error)
         return _finished(begun)
 
-    parse: Any = _outside(AsyncCompletions, "parse")
+    parse: Any = outside(AsyncCompletions, "parse")
 
 
 class Chat(AsyncChat):
@@ -219,11 +178,4 @@ class Chat(AsyncChat):
 class Embeddings(AsyncEmbeddings):
     """Embeddings."""
 
-    create: Any = _outside(AsyncEmbeddings, "create")
-
-
-class Responses(AsyncResponses):
-    """Responses."""
-
-    create: Any = _outside(AsyncResponses, "create")
-    parse: Any = _outside(AsyncResponses, "parse")
+    create: Any = outside(AsyncEmbeddings, "create")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from autobatcher.core.batch import Batch
 from autobatcher.core.lifecycle import UNVALIDATED_STATUSES, Step
@@ -23,8 +24,7 @@ _PRIOR_BYTES = 4000.0
 """How much text the first guess counts for, beside what was measured."""
 
 
-@dataclass(slots=True)
-class Gate:
+class Gate(msgspec.Struct):
     """A model whose queue was full: from then on one batch at a time tries it, until a server takes it in.
 
     Attributes:
@@ -38,8 +38,7 @@ class Gate:
     until: float = 0.0
 
 
-@dataclass
-class Admission:
+class Admission(msgspec.Struct):
     """Which queued batches may be sent.
 
     Args:
@@ -50,8 +49,8 @@ class Admission:
 
     max_batches: int | None = None
     max_tokens: int | None = None
-    gates: dict[str, Gate] = field(default_factory=dict)
-    _measured: dict[str, list[float]] = field(default_factory=dict)
+    gates: dict[str, Gate] = msgspec.field(default_factory=dict)
+    _measured: dict[str, list[float]] = msgspec.field(default_factory=dict)
 
     def estimate(self, model: str, size: int) -> float:
         """The prompt tokens of so many bytes; 0 if nobody counts them."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from autobatcher.core.lifecycle import MOVES, Step
 from autobatcher.core.outcomes import BatchProblem, Trouble
 from autobatcher.core.window import Request
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A batch as the server describes it."""
 
     id: str
@@ -26,8 +26,7 @@ class Snapshot:
         return tuple(file_id for file_id in (self.output_file_id, self.error_file_id) if file_id)
 
 
-@dataclass(slots=True)
-class Stumbles:
+class Stumbles(msgspec.Struct):
     """Failures in a row of one of a batch's calls.
 
     Attributes:
@@ -61,8 +60,7 @@ class Stumbles:
             self.kind, self.alike, self.alike_spent = kind, 1, 0.0
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """A closed window on its way.
 
     Attributes:
@@ -91,7 +89,7 @@ class Batch:
 
     endpoint: str
     model: str
-    entries: dict[str, Request | None] = field(repr=False)
+    entries: dict[str, Request | None]
     closed_at: float
     not_before: float
     waiting: int = 0
@@ -107,13 +105,13 @@ class Batch:
     refused_since: float = 0.0
     doubt: object = None
     looks_since: float | None = None
-    stumbles: dict[Step, Stumbles] = field(default_factory=dict)
-    read: dict[str, int] = field(default_factory=dict)
+    stumbles: dict[Step, Stumbles] = msgspec.field(default_factory=dict)
+    read: dict[str, int] = msgspec.field(default_factory=dict)
     resumes: bool = True
     final: bool = False
     rereads: int = 0
-    legible: set[str] = field(default_factory=set)
-    illegible: set[str] = field(default_factory=set)
+    legible: set[str] = msgspec.field(default_factory=set)
+    illegible: set[str] = msgspec.field(default_factory=set)
     answered: int = 0
     failed: int = 0
     resent: int = 0
@@ -162,6 +160,9 @@ class Batch:
             batch.created_at = now - age
             batch.snapshot = Snapshot(batch_id, "unknown")
         return batch
+
+    def __repr__(self) -> str:
+        return f"Batch({self.id!r}, {self.endpoint!r}, {self.model!r}, {self.step}, {self.waiting} waiting)"
 
     @property
     def id(self) -> str | None:

@@ -9,7 +9,8 @@ A call that failed goes out again from here and nowhere else: the batch stays at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from autobatcher.core.admission import Admission
 from autobatcher.core.batch import Batch, Snapshot, Stumbles
@@ -87,8 +88,7 @@ Source: https://platform.openai.com/docs/guides/batch, "Batch expiration".
 """
 
 
-@dataclass
-class Engine:
+class Engine(msgspec.Struct, eq=False):
     """All decisions of one client in one event loop.
 
     Args:
@@ -101,14 +101,14 @@ class Engine:
         spread: a number from 0 to 1 at each call, so that clients that were stopped together do not come back so.
     """
 
-    limits: Limits = field(default_factory=Limits)
-    polls: PollSchedule = field(default_factory=PollSchedule)
-    admission: Admission = field(default_factory=Admission)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    polls: PollSchedule = msgspec.field(default_factory=PollSchedule)
+    admission: Admission = msgspec.field(default_factory=Admission)
     patience: float = 86_400.0
     spread: Callable[[], float] = lambda: 0.0
     keeps: bool = False
-    windows: dict[tuple[str, str, int], Window] = field(default_factory=dict, repr=False)
-    batches: dict[int, Batch] = field(default_factory=dict, repr=False)
+    windows: dict[tuple[str, str, int], Window] = msgspec.field(default_factory=dict)
+    batches: dict[int, Batch] = msgspec.field(default_factory=dict)
 
     # Requests come and go.
 

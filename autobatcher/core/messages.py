@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from autobatcher.core.batch import Batch, Snapshot
 from autobatcher.core.outcomes import Failure, Outcome
@@ -14,40 +15,35 @@ from autobatcher.events import Event
 # What the runtime reports.
 
 
-@dataclass(frozen=True)
-class Uploaded:
+class Uploaded(msgspec.Struct, frozen=True):
     """The input file is at the server."""
 
     batch: Batch
     file_id: str
 
 
-@dataclass(frozen=True)
-class Created:
+class Created(msgspec.Struct, frozen=True):
     """The batch exists."""
 
     batch: Batch
     snapshot: Snapshot
 
 
-@dataclass(frozen=True)
-class LookedUp:
+class LookedUp(msgspec.Struct, frozen=True):
     """All of the server's batches were listed; `snapshot` is the one that was made from this batch's file, if any."""
 
     batch: Batch
     snapshot: Snapshot | None
 
 
-@dataclass(frozen=True)
-class Polled:
+class Polled(msgspec.Struct, frozen=True):
     """The server was asked how the batch stands."""
 
     batch: Batch
     snapshot: Snapshot
 
 
-@dataclass(frozen=True)
-class LinesRead:
+class LinesRead(msgspec.Struct, frozen=True):
     """Whole lines of a result file, without their newlines.
 
     `last` is the number, from 1, of the last of them in the file; `resumes` tells whether the server can send a
@@ -56,27 +52,28 @@ class LinesRead:
 
     batch: Batch
     file_id: str
-    lines: Sequence[bytes] = field(repr=False)
+    lines: Sequence[bytes]
     last: int
     resumes: bool = False
 
+    def __repr__(self) -> str:
+        """Without the lines, which hold answers."""
+        return f"LinesRead({self.batch.id!r}, {self.file_id!r}, {len(self.lines)} lines to {self.last})"
 
-@dataclass(frozen=True)
-class Fetched:
+
+class Fetched(msgspec.Struct, frozen=True):
     """The result files were read to their present end."""
 
     batch: Batch
 
 
-@dataclass(frozen=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """The server was told to cancel the batch."""
 
     batch: Batch
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The call under way failed."""
 
     batch: Batch
@@ -89,47 +86,41 @@ Report = Uploaded | Created | LookedUp | Polled | LinesRead | Fetched | Cancelle
 # What the runtime is to do.
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """Upload the batch's `lines` as a file, if there are any left by then."""
 
     batch: Batch
 
 
-@dataclass(frozen=True)
-class Create:
+class Create(msgspec.Struct, frozen=True):
     """Create the batch from its file, in one try."""
 
     batch: Batch
     file_id: str
 
 
-@dataclass(frozen=True)
-class LookUp:
+class LookUp(msgspec.Struct, frozen=True):
     """List the server's batches until one turns up that was made from this file, or to the end."""
 
     batch: Batch
     file_id: str
 
 
-@dataclass(frozen=True)
-class Poll:
+class Poll(msgspec.Struct, frozen=True):
     """Ask how the batch stands."""
 
     batch: Batch
     batch_id: str
 
 
-@dataclass(frozen=True)
-class Fetch:
+class Fetch(msgspec.Struct, frozen=True):
     """Read these result files, each from after this many lines on."""
 
     batch: Batch
     files: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(msgspec.Struct, frozen=True):
     """Tell the server to cancel the batch."""
 
     batch: Batch
@@ -143,15 +134,13 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Tell those who watch."""
 
     event: Event
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """Nothing more is to be expected of this batch at the server, now or in a later run."""
 
     batch: Batch

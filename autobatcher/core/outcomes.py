@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 
 class Answer(NamedTuple):
@@ -19,8 +20,7 @@ class Answer(NamedTuple):
         return f"Answer({self.status}, {self.request_id!r}, {len(self.body)} bytes)"
 
 
-@dataclass(frozen=True)
-class LineFailed:
+class LineFailed(msgspec.Struct, frozen=True):
     """The server answered with an error object in place of a response."""
 
     code: str | None
@@ -28,8 +28,7 @@ class LineFailed:
     batch_id: str | None = None
 
 
-@dataclass(frozen=True)
-class BatchProblem:
+class BatchProblem(msgspec.Struct, frozen=True):
     """One of the errors that a server lists for a batch; `line` counts from 1."""
 
     code: str | None
@@ -38,8 +37,7 @@ class BatchProblem:
     param: str | None = None
 
 
-@dataclass(frozen=True)
-class Unanswered:
+class Unanswered(msgspec.Struct, frozen=True):
     """The batch ended without a line for this request."""
 
     batch_id: str
@@ -47,15 +45,13 @@ class Unanswered:
     problems: tuple[BatchProblem, ...]
 
 
-@dataclass(frozen=True)
-class CallFailed:
+class CallFailed(msgspec.Struct, frozen=True):
     """A call that the whole batch depended on failed; `cause` belongs to the runtime and is only passed through."""
 
     cause: object
 
 
-@dataclass(frozen=True)
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """The client was closed while the caller waited.
 
     `batch_id` is the batch at the server, if there is one; `cancelling`: the server is asked to cancel it; `file_id` is
@@ -85,8 +81,7 @@ class Trouble(enum.Enum):
     """An answer that is none: a proxy's page, an object without its id."""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """A failed call.
 
     Attributes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from autobatcher.core.outcomes import BatchProblem
 
@@ -54,8 +55,7 @@ MAX_LOSSES = 5
 """How often a request is sent again that its batch left unanswered: it may have been paid for each time."""
 
 
-@dataclass(frozen=True)
-class PollSchedule:
+class PollSchedule(msgspec.Struct, frozen=True):
     """Polls are `first` seconds apart at the start, then 2% of the batch's age, at most 10 minutes.
 
     A `first` above 10 minutes stays what it is.
@@ -72,8 +72,7 @@ class PollSchedule:
         return max(self.interval(age), 60.0, age * POLL_GROWTH)
 
 
-@dataclass(frozen=True)
-class Backoff:
+class Backoff(msgspec.Struct, frozen=True):
     """Seconds to wait, doubled with each failure in a row."""
 
     first: float

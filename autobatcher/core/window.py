@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -57,8 +56,7 @@ class Request(msgspec.Struct, eq=False, gc=False):
         return f"Request({self.custom_id!r}, {self.endpoint!r}, {self.model!r}, {self.size} bytes)"
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """When a window is full or over.
 
     Attributes:
@@ -80,13 +78,12 @@ class OversizedError(ValueError):
     """A request that fits into no file."""
 
 
-@dataclass(slots=True, eq=False)
-class Window:
+class Window(msgspec.Struct, eq=False):
     """The requests of one (endpoint, model) that will share a file."""
 
     limits: Limits
     closes_at: float
-    requests: dict[str, Request] = field(default_factory=dict, repr=False)
+    requests: dict[str, Request] = msgspec.field(default_factory=dict)
     size: int = 0
     weight: int = 0
     tokens: float = 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sqlite3
 import threading
 import time
 import weakref
@@ -20,7 +19,7 @@ from autobatcher.core.messages import Created, LookedUp, Report, Uploaded
 from autobatcher.core.outcomes import Answer
 from autobatcher.core.window import Request
 from autobatcher.errors import JournalError
-from autobatcher.journal import Journal, JournalledRequest, OpenBatch, SqliteJournal
+from autobatcher.journal import Journal, JournalledRequest, OpenBatch
 from autobatcher.runtime.spawn import is_dead
 from autobatcher.runtime.spool import Line, whole
 
@@ -47,6 +46,8 @@ class _Numbers:
     def __init__(self) -> None:
         self._next: dict[bytes, int] = {}
         self._free: dict[bytes, set[int]] = {}
+        import sqlite3  # noqa: PLC0415 -- most programs have no journal
+
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
@@ -317,6 +318,8 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
         name = str(id(given)) if isinstance(given, Journal) else os.path.realpath(given)
         record = _open.get(name)
         if record is None:
+            from autobatcher.journal import SqliteJournal  # noqa: PLC0415 -- most programs have no journal
+
             record = _open[name] = (
                 Record(given, owned=False)
                 if isinstance(given, Journal)

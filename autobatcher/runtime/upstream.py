@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 import openai
 
 from autobatcher._http import httpx
@@ -74,8 +75,7 @@ class OddAnswerError(AutobatcherError):
     """The server's answer to a call for a batch is none that could be understood."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """Lines of a result file: `last` is the number of the last one, `resumes` whether the server honours `skip`."""
 
     lines: list[bytes]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
-from autobatcher import BatchAzureOpenAI, BatchOpenAI, resources
+from autobatcher import BatchAzureOpenAI, BatchOpenAI, resources, responses
 from autobatcher.options import BatchOptions
 
 
@@ -58,7 +58,7 @@ LET_GO_OF_ARGUMENTS: dict[str, tuple[type, set[str]]] = {
     "chat": (resources.Chat, {"completions"}),
     "chat.completions": (resources.Completions, {"create", "parse"}),
     "embeddings": (resources.Embeddings, {"create"}),
-    "responses": (resources.Responses, {"create", "parse"}),
+    "responses": (responses.Responses, {"create", "parse"}),
 }
 """The resources that are subclasses of the SDK's, with all that they override."""
 ADDED = {"unbatched": "the same client without batching"}

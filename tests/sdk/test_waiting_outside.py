@@ -27,7 +27,8 @@ from openai.types.responses import Response
 
 from autobatcher import BatchOpenAI
 from autobatcher._http import httpx
-from autobatcher.resources import Promise, is_sdks
+from autobatcher.promise import Promise
+from autobatcher.resources import is_sdks
 
 pytestmark = pytest.mark.anyio
 

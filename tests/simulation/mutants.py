@@ -6,11 +6,12 @@ which line of the package a promise hangs on.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from autobatcher import collector
 from autobatcher.core import engine
@@ -105,7 +106,7 @@ def _last_of_a_double_wins() -> tuple[Change, ...]:
     true = Engine._read
 
     def read(self: Engine, report: LinesRead, now: float) -> list[Effect]:
-        return true(self, dataclasses.replace(report, lines=report.lines[::-1]), now)
+        return true(self, msgspec.structs.replace(report, lines=report.lines[::-1]), now)
 
     return ((Engine, "_read", read),)
 
