@@ -98,7 +98,9 @@ def plain_result(cast_to: Any, outcome: Outcome) -> Any:
         return None
     if _has_extras(result):  # of which versions of the SDK make different things
         return None
-    result._request_id = outcome.request_id  # noqa: SLF001 -- where the SDK puts it
+    object.__setattr__(
+        result, "_request_id", outcome.request_id
+    )  # where the SDK puts it, pydantic's way round
     return result
 
 

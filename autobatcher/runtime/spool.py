@@ -91,6 +91,20 @@ def whole(line: Line) -> bytes:
     return line if isinstance(line, bytes) else line.read()
 
 
+TOGETHER = 100
+"""Small lines that are joined before they are read: one by one each would cost as much as it does to make."""
+
+
+def _pieces(lines: Sequence[Line]) -> Iterator[bytes]:
+    for start in range(0, len(lines), TOGETHER):
+        some = lines[start : start + TOGETHER]
+        small = [line for line in some if isinstance(line, bytes)]
+        if len(small) == len(some):
+            yield b"".join(small)
+        else:  # one large line after the other
+            yield from map(whole, some)
+
+
 class LinesFile(io.RawIOBase):
     """The lines as one file that is read once, piece by piece; it holds no more than one large line in memory.
 
@@ -104,7 +118,7 @@ class LinesFile(io.RawIOBase):
         self._moves = moves
         self._lines = lines
         self._size = sum(map(len, lines))
-        self._pieces: Iterator[bytes] = map(whole, lines)
+        self._pieces = _pieces(lines)
         self._piece = memoryview(b"")
         self._position = 0
 
@@ -125,7 +139,7 @@ class LinesFile(io.RawIOBase):
         if (offset, whence) == (0, io.SEEK_END):
             self._pieces, self._piece, self._position = iter(()), memoryview(b""), self._size
         elif (offset, whence) == (0, io.SEEK_SET):
-            self._pieces, self._piece, self._position = map(whole, self._lines), memoryview(b""), 0
+            self._pieces, self._piece, self._position = _pieces(self._lines), memoryview(b""), 0
         elif (offset, whence) != (self._position, io.SEEK_SET):
             raise io.UnsupportedOperation("only to the start or the end")
         return self._position
