@@ -44,7 +44,8 @@ def main() -> None:
             if _wanted(name, measures, chosen):
                 keys = [key for key in measure.contestants if _wanted(key, runs.CONTESTANTS, chosen)]
                 for size in measure.sizes(sizes):
-                    _measure(url, name, keys, size, results)
+                    can = [key for key in keys if size <= runs.CONTESTANTS[key].most]
+                    _measure(url, name, can, size, results)
                     _save(out, results)
         if arguments.million:
             results["million"] = _told(runs.run(url, "create", "this", runs.MILLION))

@@ -120,7 +120,7 @@ def _goals(results: dict[str, Any]) -> str:
             rows.append([title, f"≤ {most:,g}", _spread(values, digits), met])
 
     def ratio(measure: str, other: str, name: str, most: float) -> None:
-        size = _largest(runs, measure)
+        size = _largest(runs, measure, other)
         pairs = pairs_of(runs, measure, size, other)
         what = next(title for title, column in _RATIOS.items() if column == name)
         title = f"{what}, {MEASURES[measure].title}, {size:,} calls: multiple of {CONTESTANTS[other].title}'s"
@@ -132,7 +132,7 @@ def _goals(results: dict[str, Any]) -> str:
         ratio(measure, "realtime", "cpu_us", 0.25)
     ratio("create", "published", "memory_kb", 0.50)
     ratio("create", "floor", "memory_kb", 1.15)
-    size = _largest(runs, "create")
+    size = _largest(runs, "create", "floor")
     stalls = [a["stall_ms"] - b["stall_ms"] for a, b in pairs_of(runs, "create", size, "floor")]
     goal(f"worst stall, {size:,} calls: more than floor's by, ms", stalls, 25, 0)
     if million := results["million"]:
@@ -144,7 +144,7 @@ def _goals(results: dict[str, Any]) -> str:
             goal(f"{what} per request of 1,000,000 calls: multiple of that at {size:,}", values, most)
     imports = results["imports"]
     goal("import: multiple of `import openai`", [a / b for a, b in zip(*imports.values(), strict=True)], 1.1)
-    partial = _of(runs, "partial", _largest(runs, "partial"), "this")
+    partial = _of(runs, "partial", _largest(runs, "partial", "this"), "this")
     goal(
         "partial results: first answer there to first caller, s",
         [run["first_wait_s"] for run in partial],
@@ -154,5 +154,7 @@ def _goals(results: dict[str, Any]) -> str:
     return _table(["goal", "to reach", "reached", "met"], rows) if rows else ""
 
 
-def _largest(runs: list[Run], measure: str) -> int:
-    return max((run["calls"] for run in runs if run["measure"] == measure), default=0)
+def _largest(runs: list[Run], measure: str, contestant: str) -> int:
+    """The most calls that a contestant made of a kind."""
+    kind = measure, contestant
+    return max((run["calls"] for run in runs if (run["measure"], run["contestant"]) == kind), default=0)

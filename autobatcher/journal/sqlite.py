@@ -145,8 +145,11 @@ class SqliteJournal:
 
     def answer(self, key: bytes, n: int) -> Answer | None:
         """As in `Journal`."""
-        with self._reading():
-            return self._indexes.answer(key, n, self._newest)
+        with self._mutex:  # and not `_reading`, for this is asked millions of times
+            try:
+                return self._indexes.answer(key, n, self._newest)
+            except (sqlite3.Error, msgspec.DecodeError) as error:
+                raise JournalError(f"{self.path}: {error}") from error
 
     def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
         """As in `Journal`."""

@@ -51,7 +51,9 @@ class _Numbers:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("PRAGMA cache_size = -32768")
         self._db.execute("CREATE TABLE calls (key BLOB PRIMARY KEY, next INTEGER) WITHOUT ROWID")
+        self._db.execute("BEGIN")  # and never an end: nobody is to find this again
         weakref.finalize(self, self._db.close)
 
     def take(self, key: bytes) -> tuple[int, bool]:
