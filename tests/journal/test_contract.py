@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +138,32 @@ def test_texts_come_back_byte_for_byte(again: Again, text: str, request_id: str 
     found = again().answer(key(1), 0)
     assert found == answer
     assert isinstance(found, Answer)
+
+
+def test_thousands_are_found_in_any_order(again: Again) -> None:
+    numbers = list(range(3000))
+    body = b'{"text":"%b"}' % (b"x" * 1000)
+    first = again().begin(URL, "/v1/e", "m", (request_of(number, body=body) for number in numbers))
+    for start in range(0, 2000, 500):
+        again().answered(
+            (key(n), 0, Answer(200, f"r-{n}", b'{"n":%d}' % n)) for n in range(start, start + 500)
+        )
+    journal = again()
+    random.Random(1).shuffle(numbers)
+    for number in numbers:
+        expected = Answer(200, f"r-{number}", b'{"n":%d}' % number) if number < 2000 else None
+        assert journal.answer(key(number), 0) == expected
+    assert places(journal) == {first: {n: entry(n) for n in range(2000, 3000)}}
+
+
+def test_line_breaks_between_the_tokens_of_a_text_do_no_harm(again: Again) -> None:
+    number = again().begin(URL, "/v1/e", "m", [request_of(1, body=b"{\n}"), request_of(2)])
+    again().answered([(key(1), 0, Answer(200, "a", b'{"a":\n1}')), (key(2), 0, ANSWER)])
+    found = again().answer(key(1), 0)
+    assert found is not None
+    assert json.loads(found.body) == {"a": 1}
+    assert again().answer(key(2), 0) == ANSWER
+    assert places(again()) == {number: {}}
 
 
 def test_a_request_that_goes_again_is_in_its_last_batch(again: Again) -> None:
