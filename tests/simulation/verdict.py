@@ -208,6 +208,10 @@ def _by_batch(ledger: Ledger) -> Iterator[tuple[ServerBatch, list[HttpCall]]]:
         yield ledger.batches[batch_id], calls
 
 
+MOST_PAUSE = 3_900.0
+"""Seconds between two tries of a call: an hour, which is as long as a Retry-After is obeyed, and some for the call."""
+
+
 def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
     last: dict[tuple[str, ...], HttpCall] = {}
     since: dict[tuple[str, ...], float] = {}
@@ -225,6 +229,9 @@ def _retry_after_is_honoured(plan: Plan, ledger: Ledger) -> Iterator[str]:
                 stopped = ledger.stopped_within(before.start, call.start)
                 if gap < seen.retry_after - 0.001 and call.start < ends - 1 and not stopped:
                     yield f"{call.kind} came {gap:.0f} s after a Retry-After of {seen.retry_after:.0f} s"
+                leapt = sum(seconds for at, seconds in ledger.jumps if before.end <= at <= call.start)
+                if gap - leapt > MOST_PAUSE and not stopped:
+                    yield f"{call.kind} came only {gap:.0f} s after one that failed"
         last.update(dict.fromkeys(keys, call))
         for key in keys:
             since.setdefault(key, call.end)
