@@ -42,7 +42,7 @@ CONTESTANTS = {
     "journal": Contestant("this project, with journal", "this_project", (("journal", True),)),
     "published": Contestant("autobatcher 0.12.0", "published"),
     "inspect": Contestant("inspect-ai", "inspect_batcher"),
-    "realtime": Contestant("AsyncOpenAI, realtime", "realtime", most=10_000),
+    "realtime": Contestant("AsyncOpenAI, realtime", "realtime", most=5_000),
     "floor": Contestant("floor", "floor"),
 }
 
@@ -70,14 +70,14 @@ class Measure:
 
 MEASURES = {
     "create": Measure("create(), 0.5 KB", tuple(CONTESTANTS)),
-    "parse": Measure("parse()", ("this", "realtime", "floor"), most=10_000, options=(("measure", "parse"),)),
+    "parse": Measure("parse()", ("this", "realtime", "floor"), most=5_000, options=(("measure", "parse"),)),
     "raw": Measure(
-        "with_raw_response.create()", ("this", "realtime"), most=10_000, options=(("measure", "raw"),)
+        "with_raw_response.create()", ("this", "realtime"), most=5_000, options=(("measure", "raw"),)
     ),
     "embeddings": Measure(
         "embeddings of 1,536 floats",
         ("this", "journal", "published", "realtime", "floor"),
-        most=10_000,
+        most=5_000,
         options=(("measure", "embeddings"),),
     ),
     "large": Measure(

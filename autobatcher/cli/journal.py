@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autobatcher.errors import JournalError
@@ -51,8 +52,12 @@ def _export(path: Path, to: Path) -> None:
     lines = export(path)
     first = next(lines, "")  # what is no journal is told before the file is made
     with to.open("x", encoding="utf-8") as file:
-        file.write(first)
-        file.writelines(lines)
+        try:
+            file.write(first)
+            file.writelines(lines)
+        except BaseException:
+            to.unlink()  # a part of it would be taken for all
+            raise
 
 
 def _show(found: Summary) -> None:
@@ -66,9 +71,7 @@ def _show(found: Summary) -> None:
     table = Table("batch", "endpoint", "model", "requests", "answers", "state")
     for batch in found.batches:
         table.add_row(
-            batch["batch_id"] or "-",
-            batch["endpoint"],
-            batch["model"],
+            *(escape(batch[name] or "-") for name in ("batch_id", "endpoint", "model")),
             f"{batch['requests']:,}",
             f"{batch['answers']:,}",
             "ended" if batch["ended"] else "open",

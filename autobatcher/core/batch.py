@@ -83,7 +83,7 @@ class Batch(msgspec.Struct, eq=False):
         rereads: how often they have been read again.
         legible, illegible: the files of which a line could be read, or could not be, since they were begun anew.
         answered, failed, resent: what became of its requests.
-        number: in the journal, if there is one.
+        number, noted: in the journal, if there is one; and how many requests it has there.
         restored: whether an earlier run made it.
     """
 
@@ -116,6 +116,7 @@ class Batch(msgspec.Struct, eq=False):
     failed: int = 0
     resent: int = 0
     number: int | None = None
+    noted: int = 0
     restored: bool = False
 
     @classmethod

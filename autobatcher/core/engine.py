@@ -286,14 +286,15 @@ class Engine(msgspec.Struct, eq=False):
             for effect in (Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False))
         ]
 
-    def forget(self) -> None:
-        """Let go of all there is: the event loop is over, and nobody waits any more."""
+    def forget(self) -> list[Request]:
+        """Let go of all requests there are: the event loop is over, and nobody waits any more."""
         waiting = [request for window in self.windows.values() for request in window.requests.values()]
         waiting += [request for batch in self.batches.values() for request in batch.requests]
         for request in waiting:
             request.reply = request.place = request.host = None
         self.windows.clear()
         self.batches.clear()
+        return waiting
 
     def _if_deserted(self, batch: Batch, now: float) -> list[Effect]:
         """End what nobody waits for, as soon as no call for it is under way that could buy anything."""
@@ -585,7 +586,13 @@ class Engine(msgspec.Struct, eq=False):
             if step is Step.CANCEL:
                 return [Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False)]
             if batch.restored and trouble is Trouble.NOT_FOUND and step is not Step.LOOK_UP:
-                effects = self._lost(batch, now, "the server no longer knows the batch of an earlier run")
+                reason = (
+                    f"the server no longer knows this batch, in which {batch.waiting} were without an answer"
+                )
+                unasked = sum(not request.wanted for request in batch.requests)
+                if unasked:
+                    reason += f"; {unasked} of them are sent when they are asked for"
+                effects = self._lost(batch, now, reason) or [Publish(RequestsResent(batch.id, 0, reason))]
                 return effects + self._finish(batch, now, CallFailed(failure.cause))
             cause = failure.cause if step is not Step.LOOK_UP or batch.doubt is None else batch.doubt
             return self._finish(batch, now, CallFailed(cause), over=step in (Step.UPLOAD, Step.CREATE))

@@ -42,8 +42,8 @@ class Request(msgspec.Struct, eq=False, gc=False):
     """Estimated, if anybody counts them."""
     key: bytes = b""
     """In a journal, what it shares with equal requests; empty without one."""
-    n: int = 0
-    """In a journal, which of the equal requests it is."""
+    n: int = -1
+    """In a journal, which of the equal requests it is; -1 while it has no number."""
     wanted: bool = True
     """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
     host: Any = None

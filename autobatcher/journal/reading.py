@@ -56,7 +56,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
             yield db
         finally:
             db.close()
-    except (sqlite3.Error, msgspec.DecodeError) as error:
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise JournalError(f"{path}: {error}") from error
 
 

@@ -72,9 +72,9 @@ class SqliteJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # so that two names of one file have one lock
         self._mutex = threading.Lock()
-        self._lock = filelock.FileLock(f"{os.fspath(path)}.lock")
+        self._lock = filelock.FileLock(f"{self.path}.lock")
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:

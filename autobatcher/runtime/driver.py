@@ -126,7 +126,8 @@ class Driver:
 
     def forget(self) -> None:
         """Let go of everything: the event loop is over."""
-        self._engine.forget()
+        for request in self._engine.forget():
+            self._notes.failed(request)
         self._guests.clear()
 
     def stop(self, *, cancel_batches: bool = False) -> None:
@@ -188,7 +189,7 @@ class Driver:
         with anyio.CancelScope(deadline=math.inf if wakeup is None else wakeup):
             await self._wake.wait()
 
-    def _apply(self, effects: list[core.Effect]) -> JournalError | None:
+    def _apply(self, effects: list[core.Effect]) -> Exception | None:
         """Have the effects; the error, if there are answers among them that could not be written down."""
         lost = self._keep(effects)
         for effect in effects:
@@ -199,6 +200,8 @@ class Driver:
                         self._notes.failed(request)
                     if request.reply is not None:
                         request.reply.set(outcome if not kept or lost is None else CallFailed(lost))
+                    else:
+                        self._notes.dropped(request)
                 case core.Ended(batch):
                     self._end(batch)
                 case core.Publish(event):
@@ -207,7 +210,7 @@ class Driver:
                     self._calls.append(effect)
         return lost
 
-    def _keep(self, effects: list[core.Effect]) -> JournalError | None:
+    def _keep(self, effects: list[core.Effect]) -> Exception | None:
         """Write the answers down before anybody has them; the error, if that fails."""
         if not self._notes.keeps:
             return None
@@ -221,14 +224,14 @@ class Driver:
         try:
             if answers:
                 self._notes.keep(answers)
-        except JournalError as error:
+        except Exception as error:  # noqa: BLE001 -- a store of somebody's own may raise anything
             return error
         return None
 
     def _end(self, batch: Batch) -> None:
         try:
             self._notes.ended(batch)
-        except JournalError as error:  # nobody's call: the next run looks at the batch once more
+        except Exception as error:  # noqa: BLE001 -- nobody's call: the next run looks at the batch once more
             _log.warning("batch %s: its end is not in the journal: %s", batch.id or "-", error)
 
     async def _perform(self, call: core.Call) -> None:
@@ -305,7 +308,7 @@ class Driver:
 
 def is_kept(outcome: Outcome) -> bool:
     """Whether an outcome is one that a journal keeps: an answer, and no error."""
-    return isinstance(outcome, Answer) and is_success(outcome.status)
+    return isinstance(outcome, Answer) and is_success(outcome.status) and bool(outcome.body)
 
 
 async def _nothing() -> None:

@@ -49,7 +49,7 @@ class _Numbers:
         import sqlite3  # noqa: PLC0415 -- most programs have no journal
 
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA journal_mode = MEMORY")  # so that a full disk damages nothing
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("PRAGMA cache_size = -32768")
         self._db.execute("CREATE TABLE calls (key BLOB PRIMARY KEY, next INTEGER) WITHOUT ROWID")
@@ -69,9 +69,12 @@ class _Numbers:
             n = max(n, 0)
             self._next[key] = n + 1
             return n, False
-        row = self._db.execute("SELECT next FROM calls WHERE key = ?", (key,)).fetchone()
-        n = 0 if row is None else row[0]
-        self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, n + 1))
+        try:
+            row = self._db.execute("SELECT next FROM calls WHERE key = ?", (key,)).fetchone()
+            n = 0 if row is None else row[0]
+            self._db.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, n + 1))
+        except self._db.Error as error:  # a full disk
+            raise JournalError(f"equal requests cannot be counted: {error}") from error
         return n, False
 
     def give_back(self, key: bytes, n: int) -> None:
@@ -118,14 +121,19 @@ class Record:
 
     def begin(self, base_url: str, batch: Batch, requests: Iterable[Request], loop: Any) -> None:
         """Note a batch and the lines of its file before the upload."""
-        if batch.number is not None:  # an upload that failed
-            self.journal.ended(batch.number)
+        requests = tuple(requests)
+        if batch.number is not None:  # an upload that failed, of as many or more
+            if batch.noted == len(requests):
+                return
+            self.ended(batch.number)
         noted = (  # large bodies are on disk, and are not to be in memory together
             JournalledRequest(request.key, request.n, request.custom_id, body_of(whole(request.line)))
             for request in requests
         )
-        batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted)
-        self._held[batch.number] = loop
+        with self._lock:  # else another loop could take it for one that nobody follows
+            batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted)
+            self._held[batch.number] = loop
+        batch.noted = len(requests)
 
     def restore(self, base_url: str, loop: Any) -> list[OpenBatch]:
         """The batches of earlier runs, and of event loops that are over; they are the caller's from now on."""
@@ -151,9 +159,10 @@ class Record:
 
     def unclaimed(self, loop: Any) -> Unclaimed:
         """The requests that are followed in this event loop, and that nobody waits for, by key and number."""
-        for other in [other for other in self._unclaimed if is_dead(other)]:
-            self._unclaimed.pop(other, None)
-        return self._unclaimed.setdefault(loop, {})
+        with self._lock:
+            for other in [other for other in self._unclaimed if is_dead(other)]:
+                self._unclaimed.pop(other, None)
+            return self._unclaimed.setdefault(loop, {})
 
 
 class Notes:
@@ -192,6 +201,9 @@ class Notes:
 
     def failed(self, request: Request) -> None:
         """The request got no answer that is kept."""
+
+    def dropped(self, request: Request) -> None:
+        """The request, for which nobody waits, is on its way no more."""
 
     def restored(self, now: float, driver: Any) -> list[Batch]:
         """Batches to go on with."""
@@ -243,6 +255,7 @@ class RecordedNotes(Notes):
             there.line, there.size = self._keep(line), len(line)
         there.reply = request.reply
         there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
+        there.tokens = request.tokens
         there.host = None if host is driver else host
         return there
 
@@ -282,10 +295,15 @@ class RecordedNotes(Notes):
         if request.wanted:
             self._release(request)
 
+    def dropped(self, request: Request) -> None:  # noqa: D102
+        self._unclaimed.pop((request.key, request.n), None)
+
     def restored(self, now: float, driver: Any) -> list[Batch]:  # noqa: D102
         batches = []
-        self._seen = self._record.given_back
-        for found in self._record.restore(self._base_url, self._loop):
+        before = self._record.given_back
+        restored = self._record.restore(self._base_url, self._loop)
+        self._seen = before  # not if that failed: then the next call tries it again
+        for found in restored:
             batch = batch_of(found, now)
             if found.file_id is None:  # then it was not created either
                 with contextlib.suppress(JournalError):  # then it is found once more

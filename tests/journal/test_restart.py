@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import anyio
 import openai
 import pytest
 
-from autobatcher import ClientClosedError, RequestFailedError
+from autobatcher import ClientClosedError, JournalError, RequestFailedError
 from autobatcher._http import httpx
+from autobatcher.core.outcomes import Answer
+from autobatcher.journal import OpenBatch
+from tests.journal.memory import MemoryJournal
 from tests.journal.stage import TEXTS, ask, ask_all, client_of, executed, serving, stop_at, table
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")]
@@ -61,6 +65,21 @@ async def test_results_that_arrived_while_nobody_was_there(path: Path) -> None:
             assert "<one>" in await ask(client, "<one>")
         assert executed(api) == len(TEXTS)
         assert not wire.calls["upload"]
+
+
+async def test_a_server_that_is_restarted_with_its_database(path: Path, tmp_path: Path) -> None:
+    db = tmp_path / "server.db"
+    async with serving(db=db, latency_seconds=60) as api:
+        client, wire = client_of(api, path)
+        await stop_at(client, wire, "poll", "before")
+        before = executed(api)
+    async with serving(db=db, latency_seconds=60) as api:
+        client, wire = client_of(api, path)
+        async with client:
+            results = await ask_all(client, TEXTS)
+        assert all(text in str(result) for text, result in zip(TEXTS, results, strict=True))
+        assert not wire.calls["upload"]
+        assert before + executed(api) == len(TEXTS)
 
 
 async def test_finished_answers_need_no_network(path: Path) -> None:
@@ -262,3 +281,58 @@ async def test_a_closed_client_uses_it_no_more(path: Path) -> None:
         await client.close()
         with pytest.raises(ClientClosedError):
             await ask(client, "<one>")
+
+
+async def test_an_upload_that_is_tried_again_is_written_down_once(path: Path) -> None:
+    async with serving() as api:
+        client, wire = client_of(api, path)
+        wire.answers["upload"] = httpx.Response(503)
+
+        async def mend() -> None:
+            await anyio.sleep(600)
+            del wire.answers["upload"]
+
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(mend)
+            assert "<one>" in await ask(client, "<one>")
+        assert wire.calls["upload"] > 5
+    assert table(path, "SELECT count(*) FROM requests") == [(1,)]
+    assert table(path, "SELECT count(*) FROM batches") == [(1,)]
+
+
+async def test_a_store_that_breaks_leaves_nobody_waiting() -> None:
+    class Broken(MemoryJournal):
+        def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
+            raise ZeroDivisionError
+
+    async with serving() as api:
+        client, _ = client_of(api, Broken())
+        async with client:
+            with anyio.fail_after(3600):
+                results = await ask_all(client, TEXTS)
+    assert all(isinstance(result, ZeroDivisionError) for result in results)
+
+
+async def test_a_restore_that_fails_is_tried_again_by_the_next_call() -> None:
+    class Moody(MemoryJournal):
+        fails = 0
+
+        def open_batches(self, base_url: str) -> list[OpenBatch]:
+            if self.fails:
+                self.fails -= 1
+                raise JournalError("not now")
+            return super().open_batches(base_url)
+
+    journal = Moody()
+    async with serving(latency_seconds=60) as api:
+        client, wire = client_of(api, journal)
+        await stop_at(client, wire, "poll", "before")
+        client, _ = client_of(api, journal)
+        async with client:
+            journal.fails = 1
+            with pytest.raises(JournalError):
+                await ask(client, TEXTS[0])
+            assert all(
+                text in str(result) for text, result in zip(TEXTS, await ask_all(client, TEXTS), strict=True)
+            )
+        assert executed(api) == len(TEXTS)

@@ -43,6 +43,18 @@ def test_another_process_is_told_at_once(path: Path) -> None:
     SqliteJournal(path).close()
 
 
+def test_another_name_of_the_file_has_the_same_lock(path: Path, tmp_path: Path) -> None:
+    journal = SqliteJournal(path)
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    script = "import sys; from autobatcher.journal import SqliteJournal; SqliteJournal(sys.argv[1])"
+    second = subprocess.run(
+        [sys.executable, "-c", script, link], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "another process is using this journal" in second.stderr
+    journal.close()
+
+
 def test_clients_of_one_process_share_it(path: Path) -> None:
     clients = [BatchOpenAI(api_key="k", journal=name) for name in (path, str(path))]
     del clients
