@@ -21,7 +21,7 @@ def test_worlds(backend: str, first: int) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("first", range(0, WORLDS // 5, CHUNK))
+@pytest.mark.parametrize("first", range(0, WORLDS // 10, CHUNK))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_worlds_with_a_journal_and_stops(backend: str, first: int) -> None:
     runs = [simulate(seed, backend, stops=True) for seed in range(first, first + CHUNK)]
