@@ -22,6 +22,9 @@ from autobatcher._http import httpx
 
 BASE_URL = "http://local/v1"
 
+HOUR = 3600.0
+DAY = 24 * HOUR
+
 
 @dataclass(eq=False)
 class Call:

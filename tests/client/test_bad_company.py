@@ -17,6 +17,8 @@ from autobatcher._http import httpx
 from autobatcher.core.engine import Engine
 from autobatcher.core.outcomes import Answer
 from tests.client.scripted import (
+    DAY,
+    HOUR,
     Action,
     Call,
     Fate,
@@ -43,9 +45,6 @@ from tests.client.scripted import (
 )
 
 pytestmark = pytest.mark.anyio
-
-HOUR = 3600.0
-DAY = 24 * HOUR
 
 
 @pytest.fixture
@@ -134,10 +133,8 @@ async def test_a_batch_whose_creation_fails_holds_no_other_up_after_a_full_queue
     async def create(server: Server, call: Call) -> httpx.Response:
         return await (answers(503) if text_of(server, call) == "stuck" else usual)(server, call)
 
-    def fate(number: int, _job: Job) -> Fate:
-        return Fate(after=5, status="failed", problems=[problem("token_limit_exceeded")] * (number == 1))
-
-    server = Server(lambda n, job: fate(n, job) if n == 1 else Fate(after=20), create=always(create))
+    full = Fate(after=5, status="failed", problems=[problem("token_limit_exceeded")])
+    server = Server(lambda number, _job: full if number == 1 else Fate(after=20), create=always(create))
     async with running(server, batch_size=1) as client:
         assert await ask(client, "first") == "first"
 

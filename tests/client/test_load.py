@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from tests.client.scripted import (
+    HOUR,
     Action,
     Call,
     Fate,
@@ -33,7 +34,6 @@ from tests.client.scripted import (
 
 pytestmark = pytest.mark.anyio
 
-HOUR = 3600.0
 TOKENS = 1000
 TEXT = "x" * 4 * TOKENS
 """About so many tokens, by the estimate from bytes."""

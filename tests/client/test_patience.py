@@ -13,6 +13,8 @@ import pytest
 from autobatcher import BatchFailedError, ClientClosedError, RequestFailedError
 from autobatcher._http import httpx
 from tests.client.scripted import (
+    DAY,
+    HOUR,
     Action,
     Call,
     Fate,
@@ -42,9 +44,6 @@ from tests.client.scripted import (
 )
 
 pytestmark = pytest.mark.anyio
-
-HOUR = 3600.0
-DAY = 24 * HOUR
 
 
 @pytest.fixture

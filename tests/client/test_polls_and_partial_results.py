@@ -14,6 +14,8 @@ from autobatcher._http import httpx
 from autobatcher.local import LocalBatchAPI, LocalConfig
 from tests.client.scripted import (
     BASE_URL,
+    DAY,
+    HOUR,
     Action,
     Call,
     Fate,
@@ -36,9 +38,6 @@ from tests.client.scripted import (
 )
 
 pytestmark = pytest.mark.anyio
-
-HOUR = 3600.0
-DAY = 24 * HOUR
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from autobatcher.core.outcomes import Closed
 from autobatcher.core.window import Limits, Request, Window
 from autobatcher.options import BatchOptions
 from tests.client.scripted import (
+    HOUR,
     Fate,
     Line,
     Server,
@@ -47,7 +48,6 @@ from tests.client.scripted import (
 
 pytestmark = pytest.mark.anyio
 
-HOUR = 3600.0
 KEY = "sk-the-secret-key"
 PROMPT = "the private prompt"
 HEADER = "the secret header"

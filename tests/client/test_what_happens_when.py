@@ -20,6 +20,8 @@ from autobatcher import AutobatcherError, BatchError, BatchFailedError, BatchOpe
 from autobatcher._http import httpx
 from tests.client.scripted import (
     BASE_URL,
+    DAY,
+    HOUR,
     Action,
     Call,
     Fate,
@@ -54,9 +56,6 @@ from tests.client.scripted import (
 )
 
 pytestmark = pytest.mark.anyio
-
-HOUR = 3600.0
-DAY = 24 * HOUR
 
 
 @pytest.fixture
