@@ -200,9 +200,15 @@ class Collector:
             self._drivers.pop(loop).forget()
 
     def driver(self) -> Driver | None:
-        """What submits requests in this event loop; None when all is closed."""
+        """What submits requests in this event loop; None when all is closed.
+
+        Raises:
+            JournalError: this is a forked child of the process that opened the journal.
+        """
         if self.closed:
             return None
+        if self._record is not None:
+            self._record.check()
         loop = current_loop()
         driver = self._drivers.get(loop)
         if driver is None:

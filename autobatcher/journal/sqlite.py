@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import JournalError
+from autobatcher.journal.forks import check_process, keep_in_children
 from autobatcher.journal.groups import TABLES, Indexes, answer_groups, request_groups
 from autobatcher.journal.store import JournalledRequest, OpenBatch
 
@@ -60,21 +62,28 @@ ORDER BY batch, position
 """
 
 
+_open: weakref.WeakValueDictionary[Path, SqliteJournal] = weakref.WeakValueDictionary()
+"""Also, in a forked child, what was open in the parent: SQLite would take the parent's locks on these files for ours."""
+
+
 class SqliteJournal:
-    """A journal in a file, which it makes if it is not there; one process at a time may have it.
+    """A journal in a file, which it makes if it is not there; one process at a time may have it, and no child of a fork.
 
     Args:
         path: the file. Beside it are a lock file, and while it is in use SQLite's own files.
 
     Raises:
-        JournalError: another process has it; it is no journal, damaged, or of a later version of this package (then
+        JournalError: another process has it, or had it when it forked; it is no journal, damaged, or of a later version of this package (then
             it is left as it is); it cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()  # so that two names of one file have one lock
         self._mutex = threading.Lock()
-        self._lock = filelock.FileLock(f"{self.path}.lock")
+        self._pid = os.getpid()
+        if self.path in _open:
+            check_process(_open[self.path]._pid, path)  # noqa: SLF001 -- of this class
+        self._lock = filelock.FileLock(f"{self.path}.lock", thread_local=False)  # any thread may close it
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -86,6 +95,8 @@ class SqliteJournal:
         except BaseException:
             self._lock.release()
             raise
+        _open[self.path] = self
+        keep_in_children(self)
 
     def _open(self) -> sqlite3.Connection:
         check_header(self.path)
@@ -133,6 +144,7 @@ class SqliteJournal:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        check_process(self._pid, self.path)
         with self._mutex:
             try:
                 yield self._db
@@ -145,6 +157,7 @@ class SqliteJournal:
 
     def answer(self, key: bytes, n: int) -> Answer | None:
         """As in `Journal`."""
+        check_process(self._pid, self.path)
         with self._mutex:  # and not `_reading`, for this is asked millions of times
             try:
                 return self._indexes.answer(key, n, self._newest)
@@ -208,10 +221,13 @@ class SqliteJournal:
             ]
 
     def close(self) -> None:
-        """As in `Journal`."""
+        """As in `Journal`; in a forked child it does nothing."""
+        if os.getpid() != self._pid:
+            return
         with self._mutex:
             self._db.close()
             self._lock.release()
+            _open.pop(self.path, None)
 
 
 def check_header(path: Path) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,8 +20,12 @@ from autobatcher.core.outcomes import Answer
 from autobatcher.core.window import Request
 from autobatcher.errors import JournalError
 from autobatcher.journal import Journal, JournalledRequest, OpenBatch
+from autobatcher.journal.forks import check_process, keep_in_children
 from autobatcher.runtime.spawn import is_dead
 from autobatcher.runtime.spool import Line, whole
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 def key_of(base_url: str, endpoint: str, body: bytes) -> bytes:
@@ -54,7 +58,13 @@ class _Numbers:
         self._db.execute("PRAGMA cache_size = -32768")
         self._db.execute("CREATE TABLE calls (key BLOB PRIMARY KEY, next INTEGER) WITHOUT ROWID")
         self._db.execute("BEGIN")  # and never an end: nobody is to find this again
-        weakref.finalize(self, self._db.close)
+        keep_in_children(self)
+        weakref.finalize(self, self._close, self._db, os.getpid())
+
+    @staticmethod
+    def _close(db: sqlite3.Connection, pid: int) -> None:
+        if os.getpid() == pid:
+            db.close()
 
     def take(self, key: bytes) -> tuple[int, bool]:
         """The number, and whether a call had it before."""
@@ -101,11 +111,16 @@ class Record:
         self.owned = owned
         self.given_back = 0
         self.users = 0
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._numbers = _Numbers()
         self._held: dict[int, Any] = {}
         self._unclaimed: dict[Any, Unclaimed] = {}
         self._has_past = journal.has_answers()
+
+    def check(self) -> None:
+        """Refuse the use in a forked child."""
+        check_process(self._pid, getattr(self.journal, "path", "the journal"))
 
     def take(self, request: Request) -> Answer | None:
         """Say which of the equal requests this one is; its answer, if that is there."""
@@ -345,6 +360,7 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
                 if isinstance(given, Journal)
                 else Record(SqliteJournal(given), owned=True)
             )
+        record.check()
         record.users += 1
         return record
 
