@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from autobatcher.core.lifecycle import MOVES, Step
+from autobatcher.core.lifecycle import CANCELLED_STATUSES, MOVES, Step
 from autobatcher.core.outcomes import BatchProblem, Trouble
 from autobatcher.core.window import Request
 
@@ -85,6 +85,7 @@ class Batch(msgspec.Struct, eq=False):
         answered, failed, resent: what became of its requests.
         number, noted: in the journal, if there is one; and how many requests it has there.
         restored: whether an earlier run made it.
+        cancelled_before: whether it was cancelled before this run first saw it; None until then.
     """
 
     endpoint: str
@@ -118,6 +119,7 @@ class Batch(msgspec.Struct, eq=False):
     number: int | None = None
     noted: int = 0
     restored: bool = False
+    cancelled_before: bool | None = False
 
     @classmethod
     def of(
@@ -148,7 +150,7 @@ class Batch(msgspec.Struct, eq=False):
     ) -> Batch:
         """A batch that an earlier run made, `age` seconds ago if it is known to exist."""
         batch = cls(endpoint, model, entries, closed_at=now - age, not_before=now)
-        batch.number, batch.restored = number, True
+        batch.number, batch.restored, batch.cancelled_before = number, True, None
         for request in batch.requests:
             request.place = batch
             batch.waiting += 1
@@ -180,6 +182,12 @@ class Batch(msgspec.Struct, eq=False):
     def requests(self) -> Iterator[Request]:
         """Those that are still here, in the file's order."""
         return (request for request in self.entries.values() if request is not None)
+
+    def see(self, snapshot: Snapshot) -> None:
+        """The server describes it so."""
+        self.snapshot = snapshot
+        if self.cancelled_before is None:
+            self.cancelled_before = snapshot.status in CANCELLED_STATUSES
 
     def note_legible(self, file_id: str, good: int, malformed: int) -> None:
         """So many lines of a file could be read, and so many not."""

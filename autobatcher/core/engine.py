@@ -87,6 +87,12 @@ EXPIRED = "batch_expired"
 Source: https://platform.openai.com/docs/guides/batch, "Batch expiration".
 """
 
+CANCELLED = "batch_cancelled"
+"""The code of a line that was not answered before its batch was cancelled.
+
+Source: https://platform.openai.com/docs/api-reference/batch/request-output.
+"""
+
 
 class Engine(msgspec.Struct, eq=False):
     """All decisions of one client in one event loop.
@@ -243,8 +249,8 @@ class Engine(msgspec.Struct, eq=False):
                 return self._polled(batch, snapshot, now)
             case Fetched():
                 return self._fetched(batch, now)
-            case Cancelled():
-                return self._finish(batch, now)
+            case Cancelled():  # what it has answered, or yet answers, is for the next run
+                return self._finish(batch, now, over=not self.keeps)
         return []
 
     def give_up(self, batch: Batch, cause: object, now: float) -> list[Effect]:
@@ -307,7 +313,7 @@ class Engine(msgspec.Struct, eq=False):
         return self._finish(batch, now)
 
     def _created(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
-        batch.snapshot = snapshot
+        batch.see(snapshot)
         batch.created_at = now
         self._go(batch, Step.POLL, now + self.polls.interval(0.0))
         submitted = BatchSubmitted(snapshot.id, batch.endpoint, batch.model, len(batch.entries), batch.size)
@@ -336,7 +342,7 @@ class Engine(msgspec.Struct, eq=False):
         self._go(batch, Step.POLL, now + self.polls.interval(now - batch.created_at))
 
     def _polled(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
-        batch.snapshot = snapshot
+        batch.see(snapshot)
         if snapshot.status in TERMINAL_STATUSES:
             if not batch.final:
                 batch.begin_anew()
@@ -397,18 +403,19 @@ class Engine(msgspec.Struct, eq=False):
 
     def _judge(self, batch: Batch, request: Request, outcome: Outcome, now: float) -> Settle | None:
         """What a line leads to; None if the request goes into another batch."""
-        if self._goes_again(request, outcome):
+        if self._goes_again(batch, request, outcome):
             self._send_again(request, now)
             return None
         return self._settle(batch, request, outcome)
 
     @staticmethod
-    def _goes_again(request: Request, outcome: Outcome) -> bool:
+    def _goes_again(batch: Batch, request: Request, outcome: Outcome) -> bool:
         """Whether this is no answer to settle with; counts against the request."""
         if not request.wanted:
             return False
         if isinstance(outcome, LineFailed):
-            if outcome.code == EXPIRED and request.losses < MAX_LOSSES:
+            lost = outcome.code == EXPIRED or (outcome.code == CANCELLED and batch.cancelled_before)
+            if lost and request.losses < MAX_LOSSES:
                 request.losses += 1
                 return True
         elif isinstance(outcome, Answer) and may_pass(outcome.status) and request.retries_left > 0:
@@ -451,7 +458,7 @@ class Engine(msgspec.Struct, eq=False):
             return []
         if status == "failed":
             return self._whole_failed(batch, now)
-        if status == "cancelled":
+        if status == "cancelled" and not batch.cancelled_before:
             return self._finish(batch, now, self._unanswered(batch))
         effects = self._lost(batch, now, f"the batch is {status} and holds no lines for them")
         return effects + self._finish(batch, now, self._unanswered(batch))

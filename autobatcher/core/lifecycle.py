@@ -40,6 +40,8 @@ TERMINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 Source: https://platform.openai.com/docs/api-reference/batch/object
 """
 
+CANCELLED_STATUSES = frozenset({"cancelling", "cancelled"})
+
 UNVALIDATED_STATUSES = frozenset({"validating", "pending", "queued", "scheduling"})
 """Statuses in which a server may yet refuse the batch as a whole, such as for a full queue.
 

@@ -22,7 +22,7 @@ from autobatcher.core.messages import (
 )
 from autobatcher.core.outcomes import BatchProblem, CallFailed, LineFailed, Trouble, Unanswered
 from autobatcher.core.retry import LINES, MAX_LOSSES, QUEUE, REREADS
-from autobatcher.core.window import Limits
+from autobatcher.core.window import Limits, Request
 from autobatcher.events import BatchSettled, BatchSubmitted, LinesIgnored, RequestsResent
 
 if TYPE_CHECKING:
@@ -427,6 +427,26 @@ def test_a_batch_that_others_cancelled_answers_what_it_has_and_fails_the_rest(ri
     rig.refetched(batch, REREADS, rig.line("a"))
     assert rig.settled == {"a": rig.answer("a"), "b": Unanswered("b1", "cancelled", last.problems)}
     assert rig.said(RequestsResent) == []
+
+
+@pytest.mark.parametrize("first", ["in_progress", "cancelling", "cancelled"])
+def test_what_was_cancelled_before_this_run_is_sent_again(rig: Rig, first: str) -> None:
+    requests: dict[str, Request | None] = {
+        name: Request(name, "/v1/x", "m", b"", 1, key=name.encode()) for name in "ab"
+    }
+    batch = Batch.restored_from(
+        "/v1/x", "m", requests, number=1, file_id="f1", batch_id="b1", age=0.0, now=rig.now
+    )
+    rig.apply(rig.engine.restore(batch, rig.now))
+    if first != "cancelled":
+        rig.polled(batch, Snapshot("b1", first))
+    rig.polled(batch, Snapshot("b1", "cancelled", "out"))
+    rig.fetched(batch, rig.line("a"), rig.failed_line("b", "batch_cancelled"))
+    assert rig.settled["a"] == rig.answer("a")
+    if first == "in_progress":
+        assert rig.settled["b"] == LineFailed("batch_cancelled", "no", "b1")
+    else:
+        assert list(rig.next(Upload).batch.entries) == ["b"]
 
 
 # --- a batch fails as a whole ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import anyio
 import openai
 import pytest
 
-from autobatcher import ClientClosedError, JournalError, RequestFailedError
+from autobatcher import BatchFailedError, ClientClosedError, JournalError, RequestFailedError
 from autobatcher._http import httpx
 from autobatcher.core.outcomes import Answer
 from autobatcher.journal import OpenBatch
@@ -273,6 +273,51 @@ async def test_closing_may_cancel_and_then_the_next_run_sends_again(path: Path) 
             assert "<one>" in await ask(client, "<one>")
             statuses = [batch.status async for batch in client.batches.list()]
         assert sorted(statuses) == ["cancelled", "completed"]
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("settled", [False, True])
+async def test_what_closing_cancelled_is_no_error_of_the_next_run(
+    path: Path, *, settled: bool, partial: bool
+) -> None:
+    async with serving(latency_seconds=60, concurrency=1, partial_results=partial) as api:
+        client, wire = client_of(api, path, cancel_active_batches_on_close=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_all, client, TEXTS)
+            await anyio.sleep(100)
+            if not settled:  # the server has it, and the program ends without knowing
+                (batch,) = [batch async for batch in client.batches.list()]
+                wire.seconds["other"] = 0
+                await client.batches.cancel(batch.id)
+                wire.seconds["other"] = 300
+            await client.close()
+        bought = executed(api)
+        assert 0 < bought < len(TEXTS)
+        client, _ = client_of(api, path)
+        async with client:
+            results = await ask_all(client, TEXTS)
+            statuses = [batch.status async for batch in client.batches.list()]
+        assert all(text in str(result) for text, result in zip(TEXTS, results, strict=True))
+        assert sorted(statuses) == ["cancelled", "completed"]
+        assert executed(api) == len(TEXTS)
+
+
+async def test_what_somebody_cancels_during_a_later_run_is_an_error_of_that(path: Path) -> None:
+    async with serving(latency_seconds=60, concurrency=1) as api:
+        await stop_at(*client_of(api, path), "poll", "after")
+        client, _ = client_of(api, path)
+        async with client, anyio.create_task_group() as tasks:
+            results: list[str | Exception] = []
+
+            async def note() -> None:
+                results.extend(await ask_all(client, TEXTS))
+
+            tasks.start_soon(note)
+            await anyio.sleep(30)
+            (batch,) = [batch async for batch in client.batches.list()]
+            await client.batches.cancel(batch.id)
+        assert any(isinstance(result, BatchFailedError) for result in results)
+        assert executed(api) <= 1 + sum(isinstance(result, str) for result in results)
 
 
 async def test_a_closed_client_uses_it_no_more(path: Path) -> None:

@@ -114,9 +114,9 @@ def _last_of_a_double_wins() -> tuple[Change, ...]:
 def _retries_without_counting() -> tuple[Change, ...]:
     true = Engine._goes_again
 
-    def goes_again(request: Request, outcome: Any) -> bool:
+    def goes_again(batch: Batch, request: Request, outcome: Any) -> bool:
         left = request.retries_left
-        again = true(request, outcome)
+        again = true(batch, request, outcome)
         request.retries_left = left
         return again
 
