@@ -82,7 +82,7 @@ def answer_groups(answers: Iterable[tuple[bytes, int, Answer]]) -> Iterator[tupl
     """The same of answers."""
     return _rows(
         (
-            (b'["%b",%d,%d,%b' % (key.hex().encode(), n, status, orjson.dumps(request_id)), body)
+            (b'["%b",%d,%d,%b' % (key.hex().encode(), n, status, orjson.dumps(request_id)), _kept(body))
             for key, n, (status, request_id, body) in answers
         ),
         ANSWERS,
@@ -105,6 +105,32 @@ def _rows(elements: Iterable[tuple[bytes, bytes]], most: int) -> Iterator[tuple[
         size += len(body)
     if packed:
         yield start, b"[\n%b\n]" % b"\n,".join(packed)
+
+
+_AS_TEXT = b",0"
+"""After a body that is no JSON, and is kept as a text of JSON: nothing that is JSON ends so."""
+
+
+def is_json(body: bytes) -> bool:
+    """Whether a body, which Python has read as JSON, is JSON: NaN is not, and SQLite would read nothing beside it."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return True
+    try:
+        msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _kept(body: bytes) -> bytes:
+    return body if is_json(body) else orjson.dumps(body.decode()) + _AS_TEXT
+
+
+def _body(kept: bytes) -> bytes:
+    if not kept.endswith(_AS_TEXT):
+        return kept
+    text: str = orjson.loads(kept.removesuffix(_AS_TEXT))
+    return text.encode()
 
 
 def _split(row: bytes) -> Iterator[tuple[int, bytes, bytes]]:
@@ -197,7 +223,7 @@ class Indexes:
         row = self._row(number)
         middle = row.index(b"\n", start)
         _, _, status, request_id = _answer_head(row[start : middle - 1].lstrip(b",") + b"]")
-        return Answer(status, request_id, row[middle + 1 : row.index(b"\n", middle + 1) - 1])
+        return Answer(status, request_id, _body(row[middle + 1 : row.index(b"\n", middle + 1) - 1]))
 
     def _row(self, number: int) -> bytes:
         row = self._rows.pop(number, None)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from autobatcher.errors import JournalError
-from autobatcher.journal.groups import Indexes, requests_in
+from autobatcher.journal.groups import Indexes, is_json, requests_in
 from autobatcher.journal.sqlite import check_header
 
 STATES = ("answered", "at the server", "not answered")
@@ -119,6 +119,9 @@ def export(path: str | os.PathLike[str]) -> Iterator[str]:
             response = "null"
             if answer is not None:
                 told = json.dumps({"status_code": answer.status, "request_id": answer.request_id})
-                response = f'{told[:-1]}, "body": {answer.body.decode()}}}'
+                said = answer.body.decode()
+                if not is_json(answer.body):
+                    said = json.dumps(said)
+                response = f'{told[:-1]}, "body": {said}}}'
             # The bodies are JSON already: they go out as they came in.
             yield f'{head[:-1]}, "body": {body.decode()}, "response": {response}}}\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 from typer.testing import CliRunner
 
@@ -56,6 +57,15 @@ def test_it_exports_requests_and_answers_and_overwrites_nothing(path: Path, tmp_
     code, said = run(path, "--export", to)
     assert code == 2
     assert "exists" in said
+
+
+def test_it_exports_an_answer_with_nan_as_json(path: Path, tmp_path: Path) -> None:
+    journal = SqliteJournal(path)
+    journal.answered([(bytes(15) + b"\x01", 0, Answer(200, "req-2", b'{"x":NaN}'))])
+    journal.close()
+    assert run(path, "--export", tmp_path / "out.jsonl")[0] == 0
+    _, line, _ = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert orjson.loads(line)["response"]["body"] == '{"x":NaN}'
 
 
 def test_what_is_no_journal(tmp_path: Path) -> None:

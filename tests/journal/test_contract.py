@@ -140,6 +140,16 @@ def test_texts_come_back_byte_for_byte(again: Again, text: str, request_id: str 
     assert isinstance(found, Answer)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"x":NaN}', "-Infinity", '{\n"x": "\\"NaN\\ud800ü",0}', '"NaN,0"', '"NaN",0']
+)
+def test_answers_that_only_python_reads_come_back_too(again: Again, text: str) -> None:
+    bodies = [b'{"before":1}', text.encode(), b'"after"']
+    again().answered((key(n), 0, Answer(200, "r", body)) for n, body in enumerate(bodies))
+    for n, body in enumerate(bodies):
+        assert again().answer(key(n), 0) == Answer(200, "r", body)
+
+
 def test_thousands_are_found_in_any_order(again: Again) -> None:
     numbers = list(range(3000))
     body = b'{"text":"%b"}' % (b"x" * 1000)

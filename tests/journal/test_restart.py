@@ -167,6 +167,27 @@ async def test_lines_that_a_batch_fails_for_are_their_callers_after_a_restart_to
             assert isinstance(result, RequestFailedError) if text in lines[1][0] else text in str(result)
 
 
+async def test_an_answer_with_nan_is_the_same_in_each_run(path: Path) -> None:
+    async with serving() as api:
+        client, wire = client_of(api, path)
+        await stop_at(client, wire, "create", "after")
+        ids = [custom_id for (custom_id,) in table(path, "SELECT custom_id FROM requests")]
+        line = '{"custom_id":"%s","response":{"status_code":200,"request_id":"r","body":{"id":"i","x":[NaN,-Infinity]}}}\n'
+        said = []
+        for _ in range(2):
+            client, wire = client_of(api, path)
+            wire.answers["download"] = httpx.Response(200, text="".join(line % name for name in ids))
+            async with client:
+                answer = await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": TEXTS[0]}]
+                )
+            said.append(str(answer.to_dict()))
+        assert said[0] == said[1]
+        assert "'x': [nan, -inf]" in said[0]
+        assert not wire.calls
+    assert len(table(path, "SELECT body FROM answers")) == len(TEXTS)
+
+
 async def test_who_leaves_finds_the_answer_at_the_next_call(path: Path) -> None:
     async with serving(latency_seconds=60) as api:
         client, wire = client_of(api, path)

@@ -142,6 +142,17 @@ def test_anybody_may_read_it_meanwhile(path: Path) -> None:
     journal.close()
 
 
+def test_an_answer_with_nan_hides_no_other_from_sqlite(path: Path) -> None:
+    journal = SqliteJournal(path)
+    bodies = ['{"x":1}', '{"x":NaN}', '{"x":[-Infinity,"\\ud800"]}', '"NaN"', '{"x":"Infinity"}']
+    journal.answered((bytes(16), n, Answer(200, "r", body.encode())) for n, body in enumerate(bodies))
+    journal.close()
+    db = sqlite3.connect(path)
+    found = [body for (body,) in db.execute("SELECT body FROM answers ORDER BY n")]
+    db.close()
+    assert found == [*bodies[:3], "NaN", bodies[4]]  # SQLite gives the text of a body that is one
+
+
 def test_what_it_keeps(path: Path) -> None:
     journal = SqliteJournal(path)
     assert not journal.has_answers()
