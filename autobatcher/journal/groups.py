@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from autobatcher.core.outcomes import Answer
+from autobatcher.errors import JournalError
 from autobatcher.journal.store import JournalledRequest
 
 REQUESTS = 2**19
@@ -142,6 +143,26 @@ def _split(row: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         start += len(head) + len(body) + 2
 
 
+class Readable:
+    """Around the reading of a file: says of what cannot be read there that it cannot be.
+
+    Raises:
+        JournalError: in place of what damaged bytes may raise.
+    """
+
+    def __init__(self, path: object) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise JournalError(f"{self._path}: {error}") from error
+        if isinstance(error, (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)):
+            raise JournalError(f"{self._path}: the journal is damaged: {error!r}") from error
+
+
 class Indexes:
     """The tables `request_index` and `answer_index`, which are as new as the last call of `catch_up`.
 
@@ -162,11 +183,15 @@ class Indexes:
         self._catch_up_answers()
         with self._at_once():
             rows = self._db.execute(
-                "SELECT id, batch, position, CAST(requests AS BLOB) FROM request_groups WHERE id > ?",
+                "SELECT id, batch, position, CAST(requests AS BLOB) FROM request_groups WHERE id > ? ORDER BY id",
                 (self._seen["request"],),
             )
+            last, end = 0, 0
             for number, batch, first, row in rows:
-                heads = (_request_head(head) for _, head, _ in _split(row))
+                if first != (end if batch == last else 0):
+                    raise ValueError(f"the requests of batch {batch} are not in order")
+                heads = [_request_head(head) for _, head, _ in _split(row)]
+                last, end = batch, first + len(heads)
                 self._db.executemany(
                     "INSERT OR REPLACE INTO request_index VALUES (?, ?, ?, ?, ?)",
                     (
@@ -179,7 +204,8 @@ class Indexes:
     def _catch_up_answers(self) -> None:
         with self._at_once():
             rows = self._db.execute(
-                "SELECT id, CAST(answers AS BLOB) FROM answer_groups WHERE id > ?", (self._seen["answer"],)
+                "SELECT id, CAST(answers AS BLOB) FROM answer_groups WHERE id > ? ORDER BY id",
+                (self._seen["answer"],),
             )
             for number, row in rows:
                 heads = ((start, _answer_head(head)) for start, head, _ in _split(row))

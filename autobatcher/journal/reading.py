@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from autobatcher.errors import JournalError
-from autobatcher.journal.groups import Indexes, is_json, requests_in
-from autobatcher.journal.sqlite import check_header
+from autobatcher.journal.groups import Indexes, Readable, is_json, requests_in
+from autobatcher.journal.sqlite import Time, check_header
 
 STATES = ("answered", "at the server", "not answered")
 
@@ -50,14 +50,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     if not path.is_file():
         raise JournalError(f"{path}: there is no such file")
     check_header(path)
-    try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            yield db
-        finally:
-            db.close()
-    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise JournalError(f"{path}: {error}") from error
+    with Readable(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        yield db
 
 
 _STATES = """
@@ -71,6 +65,10 @@ FROM batches LEFT JOIN request_index AS r ON batch = number LEFT JOIN answer_ind
 GROUP BY number ORDER BY number
 """
 
+_Batch = tuple[int, str, str, str | None, int, int, int]
+
+_TIMES = "SELECT (SELECT min(begun_at) FROM batches), (SELECT max(answered_at) FROM answer_groups)"
+
 
 def summary(path: str | os.PathLike[str]) -> Summary:
     """Count what is there.
@@ -83,9 +81,9 @@ def summary(path: str | os.PathLike[str]) -> Summary:
         counts = dict(db.execute(_STATES).fetchall())
         cursor = db.execute(_BATCHES)
         names = [column[0] for column in cursor.description]
-        batches = [dict(zip(names, row, strict=True)) for row in cursor]
-        (begun_at,) = db.execute("SELECT min(begun_at) FROM batches").fetchone()
-        (answered_at,) = db.execute("SELECT max(answered_at) FROM answer_groups").fetchone()
+        batches = [dict(zip(names, msgspec.convert(row, _Batch), strict=True)) for row in cursor]
+        times = db.execute(_TIMES).fetchone()
+        begun_at, answered_at = msgspec.convert(times, tuple[Time | None, Time | None])
     files = (Path(f"{os.fspath(path)}{ending}") for ending in ("", "-wal"))
     return Summary(
         {state: counts.get(number, 0) for number, state in enumerate(STATES)},

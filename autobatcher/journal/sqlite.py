@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import filelock
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import JournalError
 from autobatcher.journal.forks import check_process, keep_in_children
-from autobatcher.journal.groups import TABLES, Indexes, answer_groups, request_groups
+from autobatcher.journal.groups import TABLES, Indexes, Readable, answer_groups, request_groups
 from autobatcher.journal.store import JournalledRequest, OpenBatch
 
 APPLICATION_ID = 0x41426A6C
@@ -54,6 +55,11 @@ SELECT number, endpoint, model, file_id, batch_id, created_at FROM batches
 WHERE base_url = ? AND ended_at IS NULL ORDER BY number
 """
 
+Time = Annotated[float, msgspec.Meta(ge=0, lt=2**37)]
+"""Unix seconds of which a date can be made."""
+
+_OpenBatchRow = tuple[int, str, str, str | None, str | None, Time | None]
+
 _OPEN_REQUESTS = """
 SELECT batch, position, custom_id, key, n FROM request_index JOIN batches ON number = batch
 WHERE base_url = ? AND ended_at IS NULL
@@ -80,6 +86,7 @@ class SqliteJournal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()  # so that two names of one file have one lock
         self._mutex = threading.Lock()
+        self._readable = Readable(path)
         self._pid = os.getpid()
         if self.path in _open:
             check_process(_open[self.path]._pid, path)  # noqa: SLF001 -- of this class
@@ -100,20 +107,15 @@ class SqliteJournal:
 
     def _open(self) -> sqlite3.Connection:
         check_header(self.path)
-        try:
+        with self._readable:
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: the journal cannot be opened: {error}") from error
-        try:
-            self._prepare(db)
-            self._indexes = Indexes(db)
-            (self._newest,) = db.execute("SELECT ifnull(max(id), 0) FROM answer_groups").fetchone()
-        except sqlite3.Error as error:
-            db.close()
-            raise JournalError(f"{self.path}: the journal cannot be used: {error}") from error
-        except BaseException:
-            db.close()
-            raise
+            try:
+                self._prepare(db)
+                self._indexes = Indexes(db)
+                (self._newest,) = db.execute("SELECT ifnull(max(id), 0) FROM answer_groups").fetchone()
+            except BaseException:
+                db.close()
+                raise
         return db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -139,16 +141,12 @@ class SqliteJournal:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db, _transaction(db):
-            yield db
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
         check_process(self._pid, self.path)
         with self._mutex:
             try:
-                yield self._db
-            except (sqlite3.Error, msgspec.DecodeError) as error:
+                with _transaction(self._db):
+                    yield self._db
+            except sqlite3.Error as error:
                 raise JournalError(f"{self.path}: {error}") from error
 
     def has_answers(self) -> bool:
@@ -158,11 +156,8 @@ class SqliteJournal:
     def answer(self, key: bytes, n: int) -> Answer | None:
         """As in `Journal`."""
         check_process(self._pid, self.path)
-        with self._mutex:  # and not `_reading`, for this is asked millions of times
-            try:
-                return self._indexes.answer(key, n, self._newest)
-            except (sqlite3.Error, msgspec.DecodeError) as error:
-                raise JournalError(f"{self.path}: {error}") from error
+        with self._mutex, self._readable:
+            return self._indexes.answer(key, n, self._newest)
 
     def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
         """As in `Journal`."""
@@ -207,13 +202,16 @@ class SqliteJournal:
 
     def open_batches(self, base_url: str) -> list[OpenBatch]:
         """As in `Journal`."""
-        with self._reading() as db:
-            rows = db.execute(_OPEN_BATCHES, (base_url,)).fetchall()
+        check_process(self._pid, self.path)
+        with self._mutex, self._readable:
+            rows = msgspec.convert(
+                self._db.execute(_OPEN_BATCHES, (base_url,)).fetchall(), list[_OpenBatchRow]
+            )
             if not rows:
                 return []
             self._indexes.catch_up()
             requests: dict[int, dict[int, tuple[str, bytes, int]]] = {}
-            for batch, position, custom_id, key, n in db.execute(_OPEN_REQUESTS, (base_url,)):
+            for batch, position, custom_id, key, n in self._db.execute(_OPEN_REQUESTS, (base_url,)):
                 requests.setdefault(batch, {})[position] = (custom_id, key, n)
             return [
                 OpenBatch(number, endpoint, model, file_id, batch_id, created_at, requests.get(number, {}))
