@@ -76,7 +76,7 @@ class SqliteJournal:
     """A journal in a file, which it makes if it is not there; one process at a time may have it, and no child of a fork.
 
     Args:
-        path: the file. Beside it are a lock file, and while it is in use SQLite's own files.
+        path: the file, in a folder that is there. Beside it are a lock file, and while it is in use SQLite's own files.
 
     Raises:
         JournalError: another process has it, or had it when it forked; it is no journal, damaged, or of a later version of this package (then
@@ -90,6 +90,8 @@ class SqliteJournal:
         self._pid = os.getpid()
         if self.path in _open:
             check_process(_open[self.path]._pid, path)  # noqa: SLF001 -- of this class
+        if not self.path.parent.is_dir():  # which the lock would make, with all above it
+            raise JournalError(f"{path}: there is no folder {self.path.parent}")
         self._lock = filelock.FileLock(f"{self.path}.lock", thread_local=False)  # any thread may close it
         try:
             self._lock.acquire(timeout=0)

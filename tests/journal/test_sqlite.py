@@ -78,6 +78,12 @@ def test_the_environment_names_one(path: Path, monkeypatch: pytest.MonkeyPatch) 
     gc.collect()
 
 
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"run\.db: there is no folder .*such"):
+        BatchOpenAI(api_key="k", journal=tmp_path / "no" / "such" / "run.db")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_sqlite_file_is_refused(path: Path) -> None:
     path.write_text("a diary")
     refused(path, "no SQLite file")
