@@ -46,12 +46,31 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
     Raises:
         JournalError: this is no journal, or it cannot be read.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if not path.is_file():
         raise JournalError(f"{path}: there is no such file")
     check_header(path)
-    with Readable(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with Readable(path), closing(_connect(path)) as db:
         yield db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    try:
+        db.execute("SELECT 1 FROM batches LIMIT 0")
+    except sqlite3.Error as error:
+        db.close()
+        if os.access(path.parent, os.W_OK):
+            raise
+        # SQLite makes files beside those that it reads, unless it is told that nobody writes.
+        log = Path(f"{path}-wal")
+        if log.exists() and log.stat().st_size:
+            raise JournalError(
+                f"{path}: {error}: its folder is read-only, and what {log.name} holds can be read only where files can"
+                " be made: copy the two into another folder, and read them there"
+            ) from error
+        db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+    return db
 
 
 _STATES = """
@@ -84,7 +103,7 @@ def summary(path: str | os.PathLike[str]) -> Summary:
         batches = [dict(zip(names, msgspec.convert(row, _Batch), strict=True)) for row in cursor]
         times = db.execute(_TIMES).fetchone()
         begun_at, answered_at = msgspec.convert(times, tuple[Time | None, Time | None])
-    files = (Path(f"{os.fspath(path)}{ending}") for ending in ("", "-wal"))
+    files = (Path(f"{Path(path).resolve()}{ending}") for ending in ("", "-wal"))
     return Summary(
         {state: counts.get(number, 0) for number, state in enumerate(STATES)},
         batches,
