@@ -3,7 +3,8 @@
     python -m tests.journal.kill --kills 200 --seed 1
 
 The server is the embedded one, over HTTP on loopback. A kill comes after a random time, or when the server has got, or
-has answered, a call of some kind, plus up to a few milliseconds, which is when the client writes its journal.
+has answered, a call of some kind, plus up to a few milliseconds, which is when the client writes its journal; or up to a
+millisecond after SQLite has begun to commit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -120,27 +122,38 @@ def one_run(server: Server, folder: Path, dice: random.Random, kills: int, figur
     done = 0
     while not results.exists():
         command = [sys.executable, "-m", "tests.journal.kill_child", server.base_url, journal, results, CALLS]
-        with subprocess.Popen([*map(str, command)], cwd=Path(__file__).parents[2]) as child:
-            where = dice.choice(("time", *KINDS)) if done < kills else "never"
-            if where == "time":
-                time.sleep(dice.uniform(0.1, 2.5))
-            elif where != "never":
-                after = dice.random() < 0.5
-                server.trap.set(where, dice.randint(1, 4), after=after)
-                while not server.trap.sprung.wait(0.05) and child.poll() is None:
-                    pass
-                time.sleep(dice.choice((0, dice.uniform(0, 0.01))))
-                where += " (after)" if after else " (before)"
-            if where != "never":
-                if child.poll() is None:
-                    child.kill()
-                    done += 1
-                    figures.kills[where] += 1
-            elif child.wait(LATEST):
-                raise AssertionError(f"the program ended with {child.returncode}")
+        where = dice.choice(("time", "commit", *KINDS)) if done < kills else "never"
+        if where == "commit":
+            command += [dice.randint(1, 12), dice.uniform(0, 0.001)]
+        with subprocess.Popen(
+            [*map(str, command)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+        ) as child:
+            where += wait(child, where, server, dice)
+            if where.startswith(("time", *KINDS)):
+                child.kill()
+            said, _ = child.communicate(timeout=LATEST)
+        if child.returncode == -signal.SIGKILL:
+            done += 1
+            figures.kills[where + said] += 1
+        elif child.returncode:
+            raise AssertionError(f"the program ended with {child.returncode}")
     check(results, Counter(server.api.executed) - before)
     figures.executed += CALLS
     return done
+
+
+def wait(child: subprocess.Popen[str], where: str, server: Server, dice: random.Random) -> str:
+    """Wait for the moment of a kill, if it is not the program's own; what there is to say of it."""
+    if where == "time":
+        time.sleep(dice.uniform(0.1, 2.5))
+    if where not in KINDS:
+        return ""
+    after = dice.random() < 0.5
+    server.trap.set(where, dice.randint(1, 4), after=after)
+    while not server.trap.sprung.wait(0.05) and child.poll() is None:
+        pass
+    time.sleep(dice.choice((0, dice.uniform(0, 0.01))))
+    return " (after)" if after else " (before)"
 
 
 def check(results: Path, executed: Counter[str]) -> None:
