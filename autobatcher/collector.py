@@ -19,7 +19,15 @@ from autobatcher.core.retry import PollSchedule
 from autobatcher.core.window import Limits, Request
 from autobatcher.logs import left_out, log_event, log_left_out
 from autobatcher.runtime.driver import Driver
-from autobatcher.runtime.record import Notes, Record, RecordedNotes, close_record, key_of, open_record
+from autobatcher.runtime.record import (
+    Notes,
+    Record,
+    RecordedNotes,
+    close_record,
+    drop_record,
+    key_of,
+    open_record,
+)
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
 from autobatcher.runtime.spool import Spool
 from autobatcher.runtime.upstream import Upstream
@@ -38,7 +46,7 @@ class Collectors:
         self._known: list[tuple[object, Collector]] = []
         self._spool = Spool()
         self._records: list[tuple[object, Record]] = []
-        self._finalizers: list[Callable[[], object]] = []
+        self._finalizers: list[weakref.finalize[[Record], Collectors]] = []
         self._told = False
         self.closed = False
 
@@ -83,7 +91,7 @@ class Collectors:
                 return record
         record = open_record(options.journal)
         self._records.append((options.journal, record))
-        self._finalizers.append(weakref.finalize(self, close_record, record))
+        self._finalizers.append(weakref.finalize(self, drop_record, record))
         return record
 
     def note_left_out(self, headers: Any, query: Mapping[str, object]) -> None:
@@ -99,8 +107,9 @@ class Collectors:
         with anyio.CancelScope(shield=True):
             for driver in stopped:
                 await driver.stopped()
-        for finalizer in self._finalizers:
-            finalizer()
+        for (_, record), finalizer in zip(self._records, self._finalizers, strict=True):
+            if finalizer.detach() is not None:
+                close_record(record)
 
 
 class Collector:

@@ -85,7 +85,8 @@ class SqliteJournal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()  # so that two names of one file have one lock
-        self._mutex = threading.Lock()
+        # Reentrant, for the garbage collector may end a call that ends a batch inside of a write.
+        self._mutex = threading.RLock()
         self._readable = Readable(path)
         self._pid = os.getpid()
         if self.path in _open:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class _Numbers:
     def __init__(self) -> None:
         self._next: dict[bytes, int] = {}
         self._free: dict[bytes, set[int]] = {}
+        self._returned: deque[tuple[bytes, int]] = deque()
         import sqlite3  # noqa: PLC0415 -- most programs have no journal
 
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -68,6 +70,9 @@ class _Numbers:
 
     def take(self, key: bytes) -> tuple[int, bool]:
         """The number, and whether a call had it before."""
+        while self._returned:
+            returned, n = self._returned.popleft()
+            self._free.setdefault(returned, set()).add(n)
         if self._free and (free := self._free.get(key)):
             n = min(free)
             free.discard(n)
@@ -88,7 +93,11 @@ class _Numbers:
         return n, False
 
     def give_back(self, key: bytes, n: int) -> None:
-        self._free.setdefault(key, set()).add(n)
+        """Let another call have it.
+
+        The garbage collector may call this, by ending a call whose loop is over, inside of `take`: so it takes no lock.
+        """
+        self._returned.append((key, n))
 
 
 Unclaimed = dict[tuple[bytes, int], tuple[Request, Any]]
@@ -131,8 +140,7 @@ class Record:
 
     def release(self, key: bytes, n: int) -> None:
         """Let another call be this one: it failed, or its caller has left."""
-        with self._lock:
-            self._numbers.give_back(key, n)
+        self._numbers.give_back(key, n)
 
     def begin(self, base_url: str, batch: Batch, requests: Iterable[Request], loop: Any) -> None:
         """Note a batch and the lines of its file before the upload."""
@@ -341,6 +349,8 @@ class RecordedNotes(Notes):
 
 _open: dict[str, Record] = {}
 _open_lock = threading.Lock()
+_gone: deque[Record] = deque()
+"""Records whose users the garbage collector has taken, once for each; it may run inside of all that holds the lock."""
 
 
 def open_record(given: str | os.PathLike[str] | Journal) -> Record:
@@ -350,6 +360,7 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
         JournalError: as from `SqliteJournal`.
     """
     with _open_lock:
+        _sweep()
         name = str(id(given)) if isinstance(given, Journal) else os.path.realpath(given)
         record = _open.get(name)
         if record is None:
@@ -368,13 +379,32 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
 def close_record(record: Record) -> None:
     """One user less; a file that nobody uses is closed, a store that was given is its giver's to close."""
     with _open_lock:
-        record.users -= 1
-        if record.users:
-            return
-        for name in [name for name, other in _open.items() if other is record]:
-            del _open[name]
-        if record.owned:
-            record.journal.close()
+        _leave(record)
+
+
+def drop_record(record: Record) -> None:
+    """The same for a user that was never closed: called by the garbage collector, wherever that runs."""
+    _gone.append(record)
+    if _open_lock.acquire(blocking=False):  # else whoever has it may be waiting for this very call
+        try:
+            _sweep()
+        finally:
+            _open_lock.release()
+
+
+def _sweep() -> None:
+    while _gone:
+        _leave(_gone.popleft())
+
+
+def _leave(record: Record) -> None:
+    record.users -= 1
+    if record.users:
+        return
+    for name in [name for name, other in _open.items() if other is record]:
+        del _open[name]
+    if record.owned:
+        record.journal.close()
 
 
 def batch_of(found: OpenBatch, now: float) -> Batch:
