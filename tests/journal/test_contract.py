@@ -253,3 +253,20 @@ def test_event_loops_in_several_threads_may_use_it(journal: Journal) -> None:
     assert not errors
     assert journal.open_batches(URL) == []
     assert all(journal.answer(key(1000 * thread + n), 0) for thread in range(4) for n in range(20))
+
+
+def test_another_thread_than_its_makers_may_close_it(again: Again) -> None:
+    begin(again(), 1)
+    errors: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            again()  # which closes the one before
+        except BaseException as error:  # noqa: BLE001 -- shown by the assertion below
+            errors.append(error)
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    assert not errors
+    assert len(places(again())) == 1

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,6 @@ def test_another_name_of_the_file_has_the_same_lock(path: Path, tmp_path: Path) 
     )
     assert "another process is using this journal" in second.stderr
     journal.close()
-
-
-def test_any_thread_may_close_it(path: Path) -> None:
-    thread = threading.Thread(target=SqliteJournal(path).close)
-    thread.start()
-    thread.join()
-    SqliteJournal(path).close()
 
 
 def test_clients_of_one_process_share_it(path: Path) -> None:
