@@ -261,7 +261,8 @@ class Engine(msgspec.Struct, eq=False):
         """Settle whoever still waits.
 
         Batches stay at the server, unless they are to be cancelled, or all of whose callers had left before: go on
-        with these until `batches` is empty, or call `give_up_all`.
+        with these until `batches` is empty, or call `give_up_all`. None is cancelled that others wait for, or that is of
+        an earlier run and that nobody here has asked for.
         """
         effects: list[Effect] = []
         for window in self.windows.values():
@@ -271,7 +272,8 @@ class Engine(msgspec.Struct, eq=False):
         self.windows.clear()
         for batch in list(self.batches.values()):
             deserted = batch.gone and not batch.waiting
-            if batch.step in (Step.QUEUED, Step.UPLOAD) or not (cancel or deserted):
+            cancels = deserted or (cancel and _is_of_its_own_callers(batch))
+            if batch.step in (Step.QUEUED, Step.UPLOAD) or not cancels:
                 closed = Closed(batch.id, file_id=batch.uncertain_file_id)
                 effects += self._finish(batch, now, closed, over=False)
                 continue
@@ -643,6 +645,11 @@ class Engine(msgspec.Struct, eq=False):
         return step not in (Step.UPLOAD, Step.CREATE) and not (
             stumbles.alike_spent >= LOST_SECONDS and stumbles.alike >= LOST_TIMES
         )
+
+
+def _is_of_its_own_callers(batch: Batch) -> bool:
+    waited_for = [request for request in batch.requests if request.wanted]
+    return all(request.host is None for request in waited_for) and bool(waited_for or not batch.restored)
 
 
 def _uploading(batch: Batch) -> bool:

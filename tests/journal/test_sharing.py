@@ -187,6 +187,51 @@ async def test_closing_reaches_those_who_follow_another_client(path: Path) -> No
         assert executed(api) == 1
 
 
+@pytest.mark.parametrize("whose", ["an earlier run's", "its own"])
+async def test_closing_cancels_nothing_that_another_waits_for(path: Path, whose: str) -> None:
+    async with serving(latency_seconds=600, concurrency=1) as api:
+        if whose == "an earlier run's":
+            await stop_at(*client_of(api, path), "poll", "after")
+        client, _ = client_of(api, path, cancel_active_batches_on_close=True)
+        other, wire = client_of(api, path)
+        async with other:
+            if whose == "its own":
+                with anyio.move_on_after(ASKED):
+                    await ask_all(client, TEXTS)
+            else:
+                await leave(client, "<first>")  # so that it follows the batch, which another asks for
+            results: list[str | Exception] = []
+
+            async def follow() -> None:
+                results.extend(await ask_all(other, TEXTS))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow)
+                await anyio.sleep(60)
+                await client.close()
+            statuses = [batch.status async for batch in other.batches.list()]
+        assert all(text in str(result) for text, result in zip(TEXTS, results, strict=True))
+        assert not wire.calls["create"]
+        assert "completed" in statuses
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_closing_cancels_of_an_earlier_run_what_only_its_own_callers_asked_for(
+    path: Path, *, asked: bool
+) -> None:
+    async with serving(latency_seconds=600) as api:
+        await stop_at(*client_of(api, path), "poll", "after")
+        client, _ = client_of(api, path, cancel_active_batches_on_close=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_all, client, TEXTS[:1] if asked else ["<first>"])
+            await anyio.sleep(ASKED)
+            await client.close()
+        async with client_of(api, path)[0] as client:
+            statuses = [batch.status async for batch in client.batches.list()]
+            assert ("in_progress" in statuses) is not asked
+            assert "<one>" in await ask(client, "<one>")
+
+
 # A batch that was given up.
 
 
