@@ -69,7 +69,11 @@ class _AsyncioReply(asyncio.Future[Any]):
             self.set_result(value)
 
     def wait(self) -> Awaitable[Any]:
-        return self
+        return self if not self.done() else self._waited()
+
+    async def _waited(self) -> Any:
+        await asyncio.sleep(0)  # as a call does that goes out, so that what is due in this loop comes between
+        return self.result()
 
 
 class _TrioReply:

@@ -93,6 +93,26 @@ async def test_finished_answers_need_no_network(path: Path) -> None:
         assert not wire.calls
 
 
+async def test_others_have_their_turn_between_finished_answers(path: Path) -> None:
+    async with serving() as api:
+        async with client_of(api, path)[0] as client:
+            await ask_all(client, TEXTS)
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        async with client_of(api, path)[0] as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            for text in TEXTS:
+                assert text in await ask(client, text)
+            assert turns >= len(TEXTS) - 1  # trio takes tasks in any order
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_lost_creation_is_looked_up_by_the_next_run(path: Path) -> None:
     async with serving(latency_seconds=60) as api:
         client, wire = client_of(api, path)
