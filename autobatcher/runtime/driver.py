@@ -75,6 +75,7 @@ class Driver:
         Raises:
             OversizedError: it fits into no file.
             JournalError: it cannot be looked up.
+            OSError: it is large, and the disk is full.
         """
         reply = request.reply = self._new_reply()
         if self._stopping:
@@ -86,16 +87,16 @@ class Driver:
         if answer is not None:
             reply.set(answer)
             return request
-        request = self._notes.joined(request, self)
+        try:
+            request = self._notes.joined(request, self)
+            if request.place is None:
+                self._engine.accept(request, self._now())
+                self._wake.set()
+        except BaseException:
+            self._notes.left(request, self)
+            raise
         if request.host is not None:
             self._guests.add(request)
-        if request.place is None:
-            try:
-                self._engine.accept(request, self._now())
-            except BaseException:
-                self._notes.left(request, self)
-                raise
-            self._wake.set()
         return request
 
     def leave(self, request: Request) -> None:

@@ -269,13 +269,20 @@ class RecordedNotes(Notes):
             raise
 
     def joined(self, request: Request, driver: Any) -> Request:  # noqa: D102
-        there, host = self._unclaimed.pop((request.key, request.n), (request, driver))
-        if there.place is None:  # settled since, without an answer
-            return request
-        if there.line is None:  # of an earlier run; its batch knows it by the name that it had there
+        name = request.key, request.n
+        there, host = self._unclaimed.get(name, (request, driver))
+        if (
+            there.place is not None and there.line is None
+        ):  # of an earlier run; its batch knows it by the name that it had there
             body = body_of(whole(request.line))
             line = encode_line(there.custom_id, there.endpoint, body)
-            there.line, there.size = self._keep(line), len(line)
+            there.line, there.size = (
+                self._keep(line),
+                len(line),
+            )  # which a full disk ends, and nothing has changed
+        self._unclaimed.pop(name, None)
+        if there.place is None:  # settled since, without an answer
+            return request
         there.reply = request.reply
         there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
         there.tokens = request.tokens

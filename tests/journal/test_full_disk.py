@@ -146,3 +146,18 @@ async def test_an_id_that_cannot_be_written_ends_its_batch_here_alone(path: Path
             assert "<one>" in await ask(client, "<one>")
         assert executed(api) == 1
         assert wire.calls["create"] == 1
+
+
+async def test_a_large_request_of_an_earlier_run_that_finds_no_room_is_bought_once(path: Path) -> None:
+    text = "x" * 100 * KILO  # waits in a file of its own
+    async with serving(latency_seconds=600) as api:
+        async with client_of(api, path)[0] as client:
+            with anyio.move_on_after(60):
+                await ask(client, text)
+        client, wire = client_of(api, path)
+        async with client:
+            with files_end_at(150 * KILO), pytest.raises(OSError, match="too large"):
+                await ask(client, text)
+            assert text in await ask(client, text)
+        assert executed(api) == 1
+        assert not wire.calls["upload"]
