@@ -113,6 +113,9 @@ class Record:
 
     Attributes:
         given_back: how many batches were let go of before their end.
+        users: how many have it open.
+        abandoned: whether one that was never closed is gone.
+        numbers: those of the calls of this run.
     """
 
     def __init__(self, journal: Journal, *, owned: bool) -> None:
@@ -120,9 +123,10 @@ class Record:
         self.owned = owned
         self.given_back = 0
         self.users = 0
+        self.abandoned = False
+        self.numbers = _Numbers()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._numbers = _Numbers()
         self._held: dict[int, Any] = {}
         self._unclaimed: dict[Any, Unclaimed] = {}
         self._has_past = journal.has_answers()
@@ -134,13 +138,21 @@ class Record:
     def take(self, request: Request) -> Answer | None:
         """Say which of the equal requests this one is; its answer, if that is there."""
         with self._lock:
-            request.n, again = self._numbers.take(request.key)
+            request.n, again = self.numbers.take(request.key)
         # In a fresh journal, what nobody has asked before has no answer.
         return self.journal.answer(request.key, request.n) if again or self._has_past else None
 
-    def release(self, key: bytes, n: int) -> None:
-        """Let another call be this one: it failed, or its caller has left."""
-        self._numbers.give_back(key, n)
+    @property
+    def runs(self) -> bool:
+        """Whether an event loop that has used it may go on."""
+        return not all(is_dead(loop) for loop in tuple(self._unclaimed))
+
+    def go_on(self) -> None:
+        """Begin another run, if all event loops of the last one are over."""
+        with self._lock:
+            if not self.runs:
+                self.numbers = _Numbers()
+                self._has_past = self.journal.has_answers()
 
     def begin(self, base_url: str, batch: Batch, requests: Iterable[Request], loop: Any) -> None:
         """Note a batch and the lines of its file before the upload."""
@@ -255,6 +267,7 @@ class RecordedNotes(Notes):
         self._base_url = base_url
         self._loop = loop
         self._unclaimed = record.unclaimed(loop)
+        self._numbers = record.numbers  # as long as this loop lives, these are the record's
         self._seen = record.given_back
 
     @property
@@ -292,7 +305,7 @@ class RecordedNotes(Notes):
     def _release(self, request: Request) -> None:
         """Give a number back, once: another call may have it by the time that its caller, which failed, leaves."""
         if request.n >= 0:
-            self._record.release(request.key, request.n)
+            self._numbers.give_back(request.key, request.n)
             if request.place is None:
                 request.n = -1
 
@@ -378,7 +391,9 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
                 if isinstance(given, Journal)
                 else Record(SqliteJournal(given), owned=True)
             )
-        record.check()
+        else:
+            record.check()
+            record.go_on()
         record.users += 1
         return record
 
@@ -386,7 +401,8 @@ def open_record(given: str | os.PathLike[str] | Journal) -> Record:
 def close_record(record: Record) -> None:
     """One user less; a file that nobody uses is closed, a store that was given is its giver's to close."""
     with _open_lock:
-        _leave(record)
+        record.users -= 1
+        _sweep()
 
 
 def drop_record(record: Record) -> None:
@@ -400,18 +416,16 @@ def drop_record(record: Record) -> None:
 
 
 def _sweep() -> None:
+    """Close what nobody uses, and nobody will; what is gone without having been closed counts until its loops end."""
     while _gone:
-        _leave(_gone.popleft())
-
-
-def _leave(record: Record) -> None:
-    record.users -= 1
-    if record.users:
-        return
-    for name in [name for name, other in _open.items() if other is record]:
-        del _open[name]
-    if record.owned:
-        record.journal.close()
+        record = _gone.popleft()
+        record.users -= 1
+        record.abandoned = True
+    for name, record in tuple(_open.items()):
+        if not record.users and not (record.abandoned and record.runs):
+            del _open[name]
+            if record.owned:
+                record.journal.close()
 
 
 def batch_of(found: OpenBatch, now: float) -> Batch:

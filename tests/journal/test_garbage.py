@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
 
 from autobatcher import JournalError
 from autobatcher.core.window import Request
 from autobatcher.journal import JournalledRequest, SqliteJournal
 from autobatcher.runtime.record import Record
 from tests.journal.memory import MemoryJournal
+from tests.journal.stage import ask, client_of, executed, serving
 
 
 def run(script: str, path: Path) -> None:
@@ -40,6 +46,58 @@ for n in range(30):
     )
 
 
+def play(backend: Any, program: Callable[[], Awaitable[int]]) -> int:
+    name, options = backend
+    return anyio.run(program, backend=name, backend_options=options)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+collected = pytest.mark.parametrize("collected", [False, True])
+
+
+@collected
+@pytest.mark.usefixtures("no_collector")
+def test_a_run_ends_with_the_loops_of_a_client_that_is_never_closed(
+    path: Path, virtual_backend: Any, *, collected: bool
+) -> None:
+    async def program() -> int:
+        async with serving() as api:
+            await ask(client_of(api, path)[0], "<same>")
+            return executed(api)
+
+    assert play(virtual_backend, program) == 1
+    if collected:
+        gc.collect()
+    assert play(virtual_backend, program) == 0
+
+
+@collected
+@pytest.mark.usefixtures("no_collector")
+def test_it_goes_on_in_a_loop_in_which_a_client_is_taken(
+    path: Path, virtual_backend: Any, *, collected: bool
+) -> None:
+    async def program() -> int:
+        async with serving() as api:
+            for _ in range(2):
+                await ask(client_of(api, path)[0], "<same>")
+                if collected:
+                    gc.collect()
+            async with client_of(api, path)[0] as client:
+                await ask(client, "<same>")
+            await ask(client_of(api, path)[0], "<same>")
+            return executed(api)
+
+    assert play(virtual_backend, program) == 4
+    assert play(virtual_backend, program) == 0
+
+
 def soon(function: Callable[[], object]) -> None:
     """Call a function, and fail if it waits for ever."""
     thread = threading.Thread(target=function, daemon=True)
@@ -56,7 +114,7 @@ def test_a_call_that_it_ends_while_another_gets_its_number_gives_its_own_back() 
 
         def __hash__(self) -> int:
             for n in ended:
-                record.release(bytes(self), n)
+                record.numbers.give_back(bytes(self), n)
             ended.clear()
             return super().__hash__()
 
