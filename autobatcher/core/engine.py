@@ -125,7 +125,6 @@ class Engine(msgspec.Struct, eq=False):
             OversizedError: it fits into no file.
         """
         check_fits_any(request, self.limits)
-        request.tokens = self.admission.estimate(request.model, request.size)
         self._gather(request, now, now + self.limits.seconds)
 
     def abandon(self, request: Request, now: float) -> list[Effect]:
@@ -150,6 +149,7 @@ class Engine(msgspec.Struct, eq=False):
         return self._if_deserted(batch, now)
 
     def _gather(self, request: Request, now: float, closes_at: float) -> None:
+        self._estimate(request)
         key = _key(request)
         window = self.windows.get(key)
         if window is None or not window.fits(request):
@@ -159,6 +159,10 @@ class Engine(msgspec.Struct, eq=False):
         window.add(request)
         if window.full:
             self._enqueue(key, now)
+
+    def _estimate(self, request: Request) -> None:
+        """Whenever it is sent: one of an earlier run has no size before, and answers tell more by then."""
+        request.tokens = self.admission.estimate(request.model, request.size)
 
     def _enqueue(self, key: tuple[str, str, int], now: float) -> None:
         window = self.windows.pop(key)
@@ -522,6 +526,7 @@ class Engine(msgspec.Struct, eq=False):
             part = requests[start : start + length]
             for request in part:
                 request.sent += 1
+                self._estimate(request)
             other = self._queue(batch.endpoint, batch.model, part, now, now + pause)
             other.refusals, other.refused_since = batch.refusals, batch.refused_since
         batch.resent += len(requests)

@@ -298,7 +298,6 @@ class RecordedNotes(Notes):
             return request
         there.reply = request.reply
         there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
-        there.tokens = request.tokens
         there.host = None if host is driver else host
         return there
 

@@ -160,6 +160,20 @@ async def test_a_batch_that_the_server_no_longer_knows_is_sent_again(
     assert "no longer knows" in caplog.text
 
 
+async def test_what_is_sent_again_counts_its_tokens(path: Path) -> None:
+    texts = [f"<{number}>" + 1000 * " abc" for number in range(6)]  # some 1000 tokens each
+    async with serving(latency_seconds=60) as old, client_of(old, path)[0] as client:
+        with anyio.move_on_after(30):
+            await ask_all(client, texts)
+    async with serving(latency_seconds=60) as api:
+        client, wire = client_of(api, path, max_enqueued_tokens=2500)
+        async with client:
+            results = await ask_all(client, texts)
+        assert all(text in str(result) for text, result in zip(texts, results, strict=True))
+        assert executed(api) == len(texts)
+        assert wire.calls["create"] == 3
+
+
 async def test_lines_that_a_batch_fails_for_are_their_callers_after_a_restart_too(path: Path) -> None:
     async with serving() as api:
         client, wire = client_of(api, path)
