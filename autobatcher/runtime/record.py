@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import os
 import threading
 import time
@@ -50,7 +51,7 @@ class _Numbers:
 
     def __init__(self) -> None:
         self._next: dict[bytes, int] = {}
-        self._free: dict[bytes, set[int]] = {}
+        self._free: dict[bytes, list[int]] = {}  # heaps, none of them empty
         self._returned: deque[tuple[bytes, int]] = deque()
         import sqlite3  # noqa: PLC0415 -- most programs have no journal
 
@@ -72,10 +73,9 @@ class _Numbers:
         """The number, and whether a call had it before."""
         while self._returned:
             returned, n = self._returned.popleft()
-            self._free.setdefault(returned, set()).add(n)
+            heapq.heappush(self._free.setdefault(returned, []), n)
         if self._free and (free := self._free.get(key)):
-            n = min(free)
-            free.discard(n)
+            n = heapq.heappop(free)
             if not free:
                 del self._free[key]
             return n, True
