@@ -1,4 +1,4 @@
-"""How requests and answers are kept: many in a row, as an array of JSON, and found by indexes that last a connection.
+"""How requests and answers are kept: many in a row, by columns, and found by indexes that last a connection.
 
 A row of its own for each, with an index on random keys, costs several times as much; and a first run, which asks for
 nothing that it has written, needs no index. A later run makes them as it starts, which takes some seconds for millions.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from itertools import repeat
+from typing import Any
 
 import msgspec
 import orjson
@@ -25,26 +27,49 @@ ANSWERS = 2**16
 IN_MEMORY = 2**25
 """Bytes of rows of answers that are kept at hand: answers that came together are asked for together."""
 
+KEY = 16
+"""Bytes of a key."""
+
 TABLES = """
 CREATE TABLE request_groups (
     id INTEGER PRIMARY KEY,
     batch INTEGER NOT NULL REFERENCES batches (number),
     position INTEGER NOT NULL,
-    requests TEXT NOT NULL
+    keys BLOB NOT NULL,
+    numbers TEXT NOT NULL,
+    custom_ids TEXT NOT NULL,
+    bodies TEXT NOT NULL
 );
 CREATE TABLE answer_groups (
     id INTEGER PRIMARY KEY,
     answered_at REAL NOT NULL,
-    answers TEXT NOT NULL
+    keys BLOB NOT NULL,
+    numbers TEXT NOT NULL,
+    statuses TEXT NOT NULL,
+    request_ids TEXT NOT NULL,
+    bodies TEXT NOT NULL
 );
 CREATE VIEW requests AS
-SELECT batch, position + each.key AS position, json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS n,
-    json_extract(value, '$[2]') AS custom_id, json_extract(value, '$[3]') AS body
-FROM request_groups, json_each(requests) AS each;
+SELECT batch, position + each.key AS position, lower(hex(substr(keys, 16 * each.key + 1, 16))) AS key,
+    json_extract(numbers, '$[' || each.key || ']') AS n,
+    json_extract(custom_ids, '$[' || each.key || ']') AS custom_id, value AS body
+FROM request_groups, json_each(bodies) AS each;
 CREATE VIEW answers AS
-SELECT json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS n, json_extract(value, '$[2]') AS status,
-    json_extract(value, '$[3]') AS request_id, json_extract(value, '$[4]') AS body, answered_at
-FROM answer_groups, json_each(answers) AS each;
+SELECT lower(hex(substr(keys, 16 * each.key + 1, 16))) AS key, json_extract(numbers, '$[' || each.key || ']') AS n,
+    json_extract(statuses, '$[' || each.key || ']') AS status,
+    json_extract(request_ids, '$[' || each.key || ']') AS request_id, value AS body, answered_at
+FROM answer_groups, json_each(bodies) AS each;
+"""
+"""What is looked at without the bodies stands before them: SQLite does not read on."""
+
+INSERT_REQUESTS = """
+INSERT INTO request_groups (batch, position, keys, numbers, custom_ids, bodies)
+VALUES (?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))
+"""
+
+INSERT_ANSWERS = """
+INSERT INTO answer_groups (answered_at, keys, numbers, statuses, request_ids, bodies)
+VALUES (?, ?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))
 """
 
 _INDEXES = """
@@ -52,64 +77,74 @@ CREATE TEMP TABLE request_index (
     key BLOB, n INTEGER, batch INTEGER, position INTEGER, custom_id TEXT, PRIMARY KEY (key, n)
 ) WITHOUT ROWID;
 CREATE TEMP TABLE answer_index (
-    key BLOB, n INTEGER, id INTEGER, start INTEGER, PRIMARY KEY (key, n)
+    key BLOB, n INTEGER, id INTEGER, place INTEGER, PRIMARY KEY (key, n)
 ) WITHOUT ROWID;
 PRAGMA temp.cache_size = -65536;
 """
 """Of requests the last batch that they were in, of answers the first that came."""
 
-RequestHead = tuple[str, int, str]
-"""The key in hexadecimal digits, n, custom_id."""
-
-AnswerHead = tuple[str, int, int, str | None]
-"""The key in hexadecimal digits, n, status, request_id."""
-
-_request_head = msgspec.json.Decoder(RequestHead).decode
-_answer_head = msgspec.json.Decoder(AnswerHead).decode
+_integers = msgspec.json.Decoder(list[int]).decode
+_texts = msgspec.json.Decoder(list[str]).decode
+_optional_texts = msgspec.json.Decoder(list[str | None]).decode
 
 
-def request_groups(requests: Iterable[JournalledRequest]) -> Iterator[tuple[int, bytes]]:
-    """The requests of a batch as JSON, in rows of a bounded size: the place of the first of each, and the row."""
-    return _rows(
-        (
-            (b'["%b",%d,%b' % (key.hex().encode(), n, orjson.dumps(custom_id)), body)
-            for key, n, custom_id, body in requests
-        ),
-        REQUESTS,
-    )
+def request_groups(number: int, requests: Iterable[JournalledRequest]) -> Iterator[tuple[Any, ...]]:
+    """What `INSERT_REQUESTS` takes: rows of a bounded size of the requests of a batch."""
+    start = 0
+    group: list[JournalledRequest] = []
+    size = 0
+    for request in requests:
+        group.append(request)
+        size += len(request.body)
+        if size > REQUESTS:
+            yield number, start, *columns(*zip(*group, strict=True))
+            start += len(group)
+            group, size = [], 0
+    if group:
+        yield number, start, *columns(*zip(*group, strict=True))
 
 
-def answer_groups(answers: Iterable[tuple[bytes, int, Answer]]) -> Iterator[tuple[int, bytes]]:
-    """The same of answers."""
-    return _rows(
-        (
-            (b'["%b",%d,%d,%b' % (key.hex().encode(), n, status, orjson.dumps(request_id)), _kept(body))
-            for key, n, (status, request_id, body) in answers
-        ),
-        ANSWERS,
-    )
+def answer_groups(now: float, answers: Iterable[tuple[bytes, int, Answer]]) -> Iterator[tuple[Any, ...]]:
+    """What `INSERT_ANSWERS` takes: the same of answers."""
+    group: list[tuple[bytes, int, Answer]] = []
+    size = 0
+    for answer in answers:
+        group.append(answer)
+        size += len(answer[2][2])
+        if size > ANSWERS:
+            yield now, *_answer_columns(group)
+            group, size = [], 0
+    if group:
+        yield now, *_answer_columns(group)
 
 
-def _rows(elements: Iterable[tuple[bytes, bytes]], most: int) -> Iterator[tuple[int, bytes]]:
-    """Arrays of heads, each with its body on the next line.
+def _answer_columns(group: list[tuple[bytes, int, Answer]]) -> tuple[bytes, ...]:
+    keys, numbers, answers = zip(*group, strict=True)
+    return columns(keys, numbers, *zip(*answers, strict=True))
 
-    So it comes back as it was, whether or not JSON's decoders like it. A line break in a body stands between two
+
+def columns(keys: Sequence[bytes], *columns: Sequence[Any]) -> tuple[bytes, ...]:
+    """The keys one after the other; the others, of which the last is of JSON texts, as arrays of JSON."""
+    return (b"".join(keys), *map(orjson.dumps, columns[:-1]), _lines(columns[-1]))
+
+
+def _lines(bodies: Sequence[bytes]) -> bytes:
+    """An array of bodies, each on a line.
+
+    So each comes back as it was, whether or not JSON's decoders like it. A line break in a body stands between two
     tokens, and means nothing there.
     """
-    packed: list[bytes] = []
-    size = start = 0
-    for position, (head, body) in enumerate(elements):
-        if size > most:
-            yield start, b"[\n%b\n]" % b"\n,".join(packed)
-            packed, size, start = [], 0, position
-        packed.append(b"%b,\n%b]" % (head, body.replace(b"\n", b" ")))
-        size += len(body)
-    if packed:
-        yield start, b"[\n%b\n]" % b"\n,".join(packed)
+    lines = b"\n,".join(bodies)
+    if b"NaN" in lines or b"Infinity" in lines:
+        bodies = list(map(_kept, bodies))
+        lines = b"\n,".join(bodies)
+    if lines.count(b"\n") >= len(bodies):
+        lines = b"\n,".join(body.replace(b"\n", b" ") for body in bodies)
+    return b"[\n%b\n]" % lines
 
 
-_AS_TEXT = b",0"
-"""After a body that is no JSON, and is kept as a text of JSON: nothing that is JSON ends so."""
+_AS_TEXT = b'" '
+"""How a body ends that is no JSON, and is kept as a text of JSON with a space: no JSON that begins so ends so."""
 
 
 def is_json(body: bytes) -> bool:
@@ -124,23 +159,31 @@ def is_json(body: bytes) -> bool:
 
 
 def _kept(body: bytes) -> bytes:
-    return body if is_json(body) else orjson.dumps(body.decode()) + _AS_TEXT
+    return body if is_json(body) else orjson.dumps(body.decode()) + b" "
 
 
 def _body(kept: bytes) -> bytes:
-    if not kept.endswith(_AS_TEXT):
+    if not (kept.startswith(b'"') and kept.endswith(_AS_TEXT)):
         return kept
-    text: str = orjson.loads(kept.removesuffix(_AS_TEXT))
+    text: str = orjson.loads(kept)
     return text.encode()
 
 
-def _split(row: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Where each head begins, the head as an array, the body."""
-    lines = row.split(b"\n")
-    start = 2
-    for head, body in zip(lines[1:-1:2], lines[2::2], strict=True):
-        yield start, head.lstrip(b",")[:-1] + b"]", body[:-1]
-        start += len(head) + len(body) + 2
+def _bodies(lines: bytes) -> list[bytes]:
+    first, *others = lines.split(b"\n")[1:-1]
+    return [first, *(line[1:] for line in others)]
+
+
+def _keys(joined: bytes, *columns: Sized) -> list[bytes]:
+    """The keys of a row with these other columns.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    keys = [joined[start : start + KEY] for start in range(0, len(joined), KEY)]
+    if any(len(column) != len(keys) for column in columns) or len(joined) % KEY:
+        raise ValueError("the columns of a row differ in length")
+    return keys
 
 
 class Readable:
@@ -173,7 +216,7 @@ class Indexes:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._seen = {"request": 0, "answer": 0}
-        self._rows: OrderedDict[int, bytes] = OrderedDict()
+        self._rows: OrderedDict[int, tuple[list[int], list[str | None], list[bytes], int]] = OrderedDict()
         self._size = 0
         for statement in _INDEXES.split(";"):
             db.execute(statement)
@@ -183,35 +226,35 @@ class Indexes:
         self._catch_up_answers()
         with self._at_once():
             rows = self._db.execute(
-                "SELECT id, batch, position, CAST(requests AS BLOB) FROM request_groups WHERE id > ? ORDER BY id",
+                "SELECT id, batch, position, keys, CAST(numbers AS BLOB), CAST(custom_ids AS BLOB) "
+                "FROM request_groups WHERE id > ? ORDER BY id",
                 (self._seen["request"],),
             )
             last, end = 0, 0
-            for number, batch, first, row in rows:
+            for number, batch, first, keys, *columns in rows:
                 if first != (end if batch == last else 0):
                     raise ValueError(f"the requests of batch {batch} are not in order")
-                heads = [_request_head(head) for _, head, _ in _split(row)]
-                last, end = batch, first + len(heads)
+                numbers, custom_ids = _integers(columns[0]), _texts(columns[1])
+                found = _keys(keys, numbers, custom_ids)
+                last, end = batch, first + len(found)
                 self._db.executemany(
                     "INSERT OR REPLACE INTO request_index VALUES (?, ?, ?, ?, ?)",
-                    (
-                        (bytes.fromhex(key), n, batch, position, custom_id)
-                        for position, (key, n, custom_id) in enumerate(heads, first)
-                    ),
+                    zip(found, numbers, repeat(batch), range(first, end), custom_ids, strict=False),
                 )
                 self._seen["request"] = number
 
     def _catch_up_answers(self) -> None:
         with self._at_once():
             rows = self._db.execute(
-                "SELECT id, CAST(answers AS BLOB) FROM answer_groups WHERE id > ? ORDER BY id",
+                "SELECT id, keys, CAST(numbers AS BLOB) FROM answer_groups WHERE id > ? ORDER BY id",
                 (self._seen["answer"],),
             )
-            for number, row in rows:
-                heads = ((start, _answer_head(head)) for start, head, _ in _split(row))
+            for number, keys, column in rows:
+                numbers = _integers(column)
+                found = _keys(keys, numbers)
                 self._db.executemany(
                     "INSERT OR IGNORE INTO answer_index VALUES (?, ?, ?, ?)",
-                    ((bytes.fromhex(key), n, number, start) for start, (key, n, _, _) in heads),
+                    zip(found, numbers, repeat(number), range(len(found)), strict=False),
                 )
                 self._seen["answer"] = number
 
@@ -241,33 +284,39 @@ class Indexes:
         if newest > self._seen["answer"]:
             self._catch_up_answers()
         found: tuple[int, int] | None = self._db.execute(
-            "SELECT id, start FROM answer_index WHERE key = ? AND n = ?", (key, n)
+            "SELECT id, place FROM answer_index WHERE key = ? AND n = ?", (key, n)
         ).fetchone()
         if found is None:
             return None
-        number, start = found
-        row = self._row(number)
-        middle = row.index(b"\n", start)
-        _, _, status, request_id = _answer_head(row[start : middle - 1].lstrip(b",") + b"]")
-        return Answer(status, request_id, _body(row[middle + 1 : row.index(b"\n", middle + 1) - 1]))
+        number, place = found
+        statuses, request_ids, bodies, _ = self._row(number)
+        return Answer(statuses[place], request_ids[place], _body(bodies[place]))
 
-    def _row(self, number: int) -> bytes:
+    def _row(self, number: int) -> tuple[list[int], list[str | None], list[bytes], int]:
         row = self._rows.pop(number, None)
         if row is None:
-            (row,) = self._db.execute(
-                "SELECT CAST(answers AS BLOB) FROM answer_groups WHERE id = ?", (number,)
+            statuses, request_ids, bodies = self._db.execute(
+                "SELECT CAST(statuses AS BLOB), CAST(request_ids AS BLOB), CAST(bodies AS BLOB) "
+                "FROM answer_groups WHERE id = ?",
+                (number,),
             ).fetchone()
-            self._size += len(row)
+            row = _integers(statuses), _optional_texts(request_ids), _bodies(bodies), len(bodies)
+            self._size += len(bodies)
         self._rows[number] = row  # the last one that was asked for
         while self._size > IN_MEMORY and len(self._rows) > 1:
             _, oldest = self._rows.popitem(last=False)
-            self._size -= len(oldest)
+            self._size -= oldest[-1]
         return row
 
 
-def requests_in(db: sqlite3.Connection) -> Iterator[tuple[int, int, RequestHead, bytes]]:
-    """All requests, as they were sent: the number of the batch, the place in it, the head, the body."""
-    rows = db.execute("SELECT batch, position, CAST(requests AS BLOB) FROM request_groups ORDER BY id")
-    for batch, first, row in rows:
-        for position, (_, head, body) in enumerate(_split(row), first):
-            yield batch, position, _request_head(head), body
+def requests_in(db: sqlite3.Connection) -> Iterator[tuple[int, int, JournalledRequest]]:
+    """All requests, as they were sent: the number of the batch, the place in it, the request."""
+    rows = db.execute(
+        "SELECT batch, position, keys, CAST(numbers AS BLOB), CAST(custom_ids AS BLOB), CAST(bodies AS BLOB) "
+        "FROM request_groups ORDER BY id"
+    )
+    for batch, first, keys, *columns in rows:
+        numbers, custom_ids, bodies = _integers(columns[0]), _texts(columns[1]), _bodies(columns[2])
+        group = zip(_keys(keys, numbers, custom_ids, bodies), numbers, custom_ids, bodies, strict=True)
+        for position, (key, n, custom_id, body) in enumerate(group, first):
+            yield batch, position, JournalledRequest(key, n, custom_id, _body(body))

@@ -15,7 +15,7 @@ import msgspec
 
 from autobatcher.errors import JournalError
 from autobatcher.journal.groups import Indexes, Readable, is_json, requests_in
-from autobatcher.journal.sqlite import Time, check_header
+from autobatcher.journal.sqlite import VERSION, Time, check_header
 
 STATES = ("answered", "at the server", "not answered")
 
@@ -51,6 +51,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
         raise JournalError(f"{path}: there is no such file")
     check_header(path)
     with Readable(path), closing(_connect(path)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version < VERSION:
+            raise JournalError(
+                f"{path}: a journal of an earlier version; a client that opens it brings it up to date"
+            )
         yield db
 
 
@@ -126,8 +131,8 @@ def export(path: str | os.PathLike[str]) -> Iterator[str]:
             number: (base_url, endpoint)
             for number, base_url, endpoint in db.execute("SELECT number, base_url, endpoint FROM batches")
         }
-        for batch, position, (key, n, custom_id), body in requests_in(db):
-            name = bytes.fromhex(key), n
+        for batch, position, (key, n, custom_id, body) in requests_in(db):
+            name = key, n
             if indexes.place(*name) != (batch, position):
                 continue  # it went into another batch
             base_url, endpoint = batches[batch]

@@ -17,14 +17,23 @@ import msgspec
 
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import JournalError
+from autobatcher.journal import version1
 from autobatcher.journal.forks import check_process, keep_in_children
-from autobatcher.journal.groups import TABLES, Indexes, Readable, answer_groups, request_groups
+from autobatcher.journal.groups import (
+    INSERT_ANSWERS,
+    INSERT_REQUESTS,
+    TABLES,
+    Indexes,
+    Readable,
+    answer_groups,
+    request_groups,
+)
 from autobatcher.journal.store import JournalledRequest, OpenBatch
 
 APPLICATION_ID = 0x41426A6C
 """In the header of the file (source: https://www.sqlite.org/fileformat.html): "ABjl", so that it is known."""
 
-VERSION = 1
+VERSION = 2
 
 PAGE = 2**14
 """Bytes; rows are large, and SQLite's usual quarter of this costs half as much again."""
@@ -46,9 +55,6 @@ CREATE TABLE batches (
 );
 CREATE INDEX open_batches ON batches (base_url) WHERE ended_at IS NULL;
 """
-
-MIGRATIONS: tuple[str, ...] = (_SCHEMA + TABLES,)
-"""MIGRATIONS[v] leads from version v to v + 1."""
 
 _OPEN_BATCHES = """
 SELECT number, endpoint, model, file_id, batch_id, created_at FROM batches
@@ -134,9 +140,11 @@ class SqliteJournal:
         if version < VERSION:
             with _transaction(db):
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                for migration in MIGRATIONS[version:]:
-                    for statement in filter(str.strip, migration.split(";")):
+                if not version:
+                    for statement in f"{_SCHEMA}{TABLES}".split(";"):
                         db.execute(statement)
+                else:
+                    version1.migrate(db)
                 db.execute(f"PRAGMA user_version = {VERSION}")
         # Only now, so that the header, by which a journal is known, is in the file itself from the start.
         db.execute("PRAGMA journal_mode = WAL")
@@ -166,14 +174,12 @@ class SqliteJournal:
         """As in `Journal`."""
         with self._writing() as db:
             values = (base_url, endpoint, model, time.time())
-            number = db.execute(
+            row = db.execute(
                 "INSERT INTO batches (base_url, endpoint, model, begun_at) VALUES (?, ?, ?, ?)", values
-            ).lastrowid
-            db.executemany(
-                "INSERT INTO request_groups (batch, position, requests) VALUES (?, ?, CAST(? AS TEXT))",
-                ((number, position, group) for position, group in request_groups(requests)),
             )
-        return int(number or 0)
+            number = int(row.lastrowid or 0)
+            db.executemany(INSERT_REQUESTS, request_groups(number, requests))
+        return number
 
     def uploaded(self, number: int, file_id: str) -> None:
         """As in `Journal`."""
@@ -188,15 +194,10 @@ class SqliteJournal:
 
     def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
         """As in `Journal`."""
-        rows = list(answer_groups(answers))
-        now = time.time()
         with self._writing() as db:
-            db.executemany(
-                "INSERT INTO answer_groups (answered_at, answers) VALUES (?, CAST(? AS TEXT))",
-                ((now, row) for _, row in rows),
-            )
+            db.executemany(INSERT_ANSWERS, answer_groups(time.time(), answers))
             (newest,) = db.execute("SELECT max(id) FROM answer_groups").fetchone()
-        self._newest = newest
+        self._newest = newest or 0
 
     def ended(self, number: int) -> None:
         """As in `Journal`."""

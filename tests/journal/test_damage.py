@@ -20,8 +20,14 @@ from autobatcher.runtime.record import batch_of
 COLUMNS = [
     *(("batches", name) for name in ("base_url", "endpoint", "model", "begun_at", "file_id", "batch_id")),
     *(("batches", name) for name in ("number", "created_at", "ended_at")),
-    *(("request_groups", name) for name in ("id", "batch", "position", "requests")),
-    *(("answer_groups", name) for name in ("id", "answered_at", "answers")),
+    *(
+        ("request_groups", name)
+        for name in ("id", "batch", "position", "keys", "numbers", "custom_ids", "bodies")
+    ),
+    *(
+        ("answer_groups", name)
+        for name in ("id", "answered_at", "keys", "numbers", "statuses", "request_ids", "bodies")
+    ),
 ]
 
 URL = "http://x/"
@@ -86,10 +92,12 @@ def run(path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(damage)
-@example((("answer_groups", "answers"), True, b"[\n\n]"))
-@example((("answer_groups", "answers"), True, b'[\n["00",0,200,"r",\n1]\n'))
-@example((("request_groups", "requests"), True, '[\n["zz",0,"c",\n1]\n]'))
-@example((("request_groups", "requests"), True, f'[\n["00",{2**63},"c",\n1]\n]'))
+@example((("answer_groups", "bodies"), True, b"[\n\n]"))
+@example((("answer_groups", "statuses"), True, b"[200]"))
+@example((("answer_groups", "keys"), True, b"0123456789"))
+@example((("answer_groups", "keys"), True, 7))
+@example((("request_groups", "custom_ids"), True, '["c"]'))
+@example((("request_groups", "numbers"), True, f"[{2**63}]"))
 @example((("request_groups", "position"), True, 2**62))
 @example((("request_groups", "batch"), True, 7))
 @example((("batches", "created_at"), True, "yesterday"))

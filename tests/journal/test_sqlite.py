@@ -15,6 +15,7 @@ import pytest
 from autobatcher import BatchOpenAI, JournalError
 from autobatcher.core.outcomes import Answer
 from autobatcher.journal import JournalledRequest, SqliteJournal
+from autobatcher.journal.reading import summary
 from autobatcher.journal.sqlite import VERSION
 
 
@@ -180,3 +181,50 @@ def test_what_it_keeps(path: Path) -> None:
     assert journal.answer(key, 0) == answer
     assert [batch.number for batch in journal.open_batches("http://x/")] == [again]
     journal.close()
+
+
+VERSION_1 = """
+PRAGMA application_id = 1094871660;
+PRAGMA user_version = 1;
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
+    begun_at REAL NOT NULL, file_id TEXT, batch_id TEXT, created_at REAL, ended_at REAL
+);
+CREATE INDEX open_batches ON batches (base_url) WHERE ended_at IS NULL;
+CREATE TABLE request_groups (
+    id INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches (number), position INTEGER NOT NULL,
+    requests TEXT NOT NULL
+);
+CREATE TABLE answer_groups (id INTEGER PRIMARY KEY, answered_at REAL NOT NULL, answers TEXT NOT NULL);
+CREATE VIEW requests AS SELECT batch FROM request_groups;
+CREATE VIEW answers AS SELECT answered_at FROM answer_groups;
+INSERT INTO batches VALUES (1, 'http://x/', '/v1/x', 'm', 5.0, 'file-1', 'batch-1', 6.0, NULL);
+"""
+
+
+def test_a_journal_of_version_1_is_brought_up_to_date(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    keys = [bytes(15) + bytes([n]) for n in range(3)]
+    elements = "\n,".join(f'["{key.hex()}",{n},"c-{n}",\n{{"n":{n}}}]' for n, key in enumerate(keys))
+    first, last = elements.rsplit("\n,", 1)
+    db.execute("INSERT INTO request_groups VALUES (1, 1, 0, ?)", (f"[\n{first}\n]",))
+    db.execute("INSERT INTO request_groups VALUES (2, 1, 2, ?)", (f"[\n{last}\n]",))
+    answer = f'["{keys[1].hex()}",1,200,null,\n{{"a": NaN}}]'
+    db.execute("INSERT INTO answer_groups VALUES (1, 7.0, ?)", (f"[\n{answer}\n]",))
+    db.commit()
+    db.close()
+    with pytest.raises(JournalError, match="earlier version"):
+        summary(path)
+    journal = SqliteJournal(path)
+    assert journal.has_answers()
+    assert journal.answer(keys[1], 1) == Answer(200, None, b'{"a": NaN}')
+    (batch,) = journal.open_batches("http://x/")
+    assert batch.requests == {0: ("c-0", keys[0], 0), 2: ("c-2", keys[2], 2)}
+    journal.close()
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT position, key, n, custom_id, body FROM requests").fetchall() == [
+        (n, key.hex(), n, f"c-{n}", f'{{"n":{n}}}') for n, key in enumerate(keys)
+    ]
+    db.close()
+    SqliteJournal(path).close()
