@@ -94,6 +94,7 @@ class SqliteJournal:
         # Reentrant, for the garbage collector may end a call that ends a batch inside of a write.
         self._mutex = threading.RLock()
         self._readable = Readable(path)
+        self._synchronous = ""
         self._pid = os.getpid()
         if self.path in _open:
             check_process(_open[self.path]._pid, path)  # noqa: SLF001 -- of this class
@@ -148,13 +149,16 @@ class SqliteJournal:
                 db.execute(f"PRAGMA user_version = {VERSION}")
         # Only now, so that the header, by which a journal is known, is in the file itself from the start.
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self, synchronous: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """A transaction; what NORMAL has written waits for the next that is FULL before it is on the disk itself."""
         check_process(self._pid, self.path)
         with self._mutex:
             try:
+                if synchronous != self._synchronous:
+                    self._db.execute(f"PRAGMA synchronous = {synchronous}")
+                    self._synchronous = synchronous
                 with _transaction(self._db):
                     yield self._db
             except sqlite3.Error as error:
@@ -194,7 +198,7 @@ class SqliteJournal:
 
     def answered(self, answers: Iterable[tuple[bytes, int, Answer]]) -> None:
         """As in `Journal`."""
-        with self._writing() as db:
+        with self._writing("NORMAL") as db:  # without power they are lost here, and not at the server
             db.executemany(INSERT_ANSWERS, answer_groups(time.time(), answers))
             (newest,) = db.execute("SELECT max(id) FROM answer_groups").fetchone()
         self._newest = newest or 0

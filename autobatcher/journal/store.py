@@ -52,7 +52,8 @@ class OpenBatch:
 class Journal(Protocol):
     """A store for one logical run.
 
-    Each method is one transaction: when it returns, its effect is safe from a crash; when it raises, it had none.
+    Each method is one transaction: when it returns, its effect is safe from a crash of the process, and that of all but
+    `answered` from a loss of power; `ended` makes the answers before it safe from that, too. When it raises, it had none.
     Methods are called from event loops, and should take milliseconds; a program that has loops in several threads calls
     them from each of these.
 
