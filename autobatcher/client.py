@@ -211,7 +211,7 @@ class Batching(openai.AsyncOpenAI):
             return None
         collector = self._collector
         entry = collector.entry(
-            self._line_url(path), fields["model"], body, weight=1, retries=self.max_retries
+            self._line_url(path), fields["model"], body, weight=1, retries=self.max_retries, fields=fields
         )
         return self._answer(collector, entry, None, path, cast_to)
 

@@ -20,12 +20,12 @@ from autobatcher.core.window import Limits, Request
 from autobatcher.logs import left_out, log_event, log_left_out
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.record import (
+    Keys,
     Notes,
     Record,
     RecordedNotes,
     close_record,
     drop_record,
-    key_of,
     open_record,
 )
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
@@ -138,12 +138,22 @@ class Collector:
         self._spool = spool
         self._record = record
         self._base_url = str(self._upstream.client.base_url)
+        self._keys = Keys(self._base_url)
         self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.retired = False
         self.closed = False
 
-    def entry(self, endpoint: str, model: str, body: bytes, *, weight: int, retries: int) -> Request:
+    def entry(
+        self,
+        endpoint: str,
+        model: str,
+        body: bytes,
+        *,
+        weight: int,
+        retries: int,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Request:
         """A request that is ready to be submitted.
 
         Args:
@@ -152,6 +162,7 @@ class Collector:
             body: the request's JSON text, UTF-8.
             weight: what it counts towards the lines of a file.
             retries: how often it may go into another batch after an answer that may pass.
+            fields: what the body was encoded from, if that is at hand.
 
         Raises:
             OSError: it is large, and the disk is full.
@@ -166,7 +177,7 @@ class Collector:
             len(line),
             weight=weight,
             retries_left=retries,
-            key=b"" if self._record is None else key_of(self._base_url, endpoint, body),
+            key=b"" if self._record is None else self._keys.of(endpoint, body, fields),
         )
 
     def _engine(self) -> Engine:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,12 +30,34 @@ if TYPE_CHECKING:
     import sqlite3
 
 
-def key_of(base_url: str, endpoint: str, body: bytes) -> bytes:
-    """What equal requests share: the server, the endpoint, and the body as JSON with its names in order."""
-    canonical = msgspec.json.encode(msgspec.json.decode(body), order="deterministic")
-    return hashlib.blake2b(
-        b"\0".join((base_url.encode(), endpoint.encode(), canonical)), digest_size=16
-    ).digest()
+class Keys:
+    """What equal requests share: a digest of the server, the endpoint, and the body as JSON with its names in order."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._begun: dict[str, Any] = {}
+
+    def of(self, endpoint: str, body: bytes, fields: Mapping[str, Any] | None = None) -> bytes:
+        """The key of a body; `fields`: what it was encoded from, if that is at hand."""
+        digest = self._begun.get(endpoint)
+        if digest is None:
+            start = f"{self._base_url}\0{endpoint}\0".encode()
+            digest = self._begun[endpoint] = hashlib.blake2b(start, digest_size=16)
+        digest = digest.copy()
+        digest.update(_canonical(body, fields))
+        return bytes(digest.digest())
+
+
+def _canonical(body: bytes, fields: Mapping[str, Any] | None) -> bytes:
+    try:
+        if fields is not None:
+            return _encode(fields)
+    except (TypeError, ValueError):  # what only the other encoder knows
+        pass
+    return _encode(msgspec.json.decode(body))
+
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 IN_MEMORY = 100_000
@@ -79,9 +101,8 @@ class _Numbers:
             if not free:
                 del self._free[key]
             return n, True
-        n = self._next.get(key, -1)
-        if n >= 0 or len(self._next) < IN_MEMORY:
-            n = max(n, 0)
+        n = self._next.get(key, 0)
+        if n or len(self._next) < IN_MEMORY:
             self._next[key] = n + 1
             return n, False
         try:
@@ -282,17 +303,16 @@ class RecordedNotes(Notes):
             raise
 
     def joined(self, request: Request, driver: Any) -> Request:  # noqa: D102
+        if not self._unclaimed:
+            return request
         name = request.key, request.n
         there, host = self._unclaimed.get(name, (request, driver))
-        if (
-            there.place is not None and there.line is None
-        ):  # of an earlier run; its batch knows it by the name that it had there
+        if there.place is not None and there.line is None:
+            # Of an earlier run; its batch knows it by the name that it had there.
             body = body_of(whole(request.line))
             line = encode_line(there.custom_id, there.endpoint, body)
-            there.line, there.size = (
-                self._keep(line),
-                len(line),
-            )  # which a full disk ends, and nothing has changed
+            kept = self._keep(line)  # which a full disk ends, and nothing has changed
+            there.line, there.size = kept, len(line)
         self._unclaimed.pop(name, None)
         if there.place is None:  # settled since, without an answer
             return request
