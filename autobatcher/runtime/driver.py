@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TypeGuard
 
 import anyio
 
@@ -218,9 +219,7 @@ class Driver:
         answers = [
             (effect.request, effect.outcome)
             for effect in effects
-            if isinstance(effect, core.Settle)
-            and isinstance(effect.outcome, Answer)
-            and is_kept(effect.outcome)
+            if isinstance(effect, core.Settle) and is_kept(effect.outcome)
         ]
         try:
             if answers:
@@ -307,7 +306,7 @@ class Driver:
         self._wake.set()  # the next poll may be due before anything that was known until now
 
 
-def is_kept(outcome: Outcome) -> bool:
+def is_kept(outcome: Outcome) -> TypeGuard[Answer]:
     """Whether an outcome is one that a journal keeps: an answer, and no error."""
     return isinstance(outcome, Answer) and is_success(outcome.status) and bool(outcome.body)
 

@@ -35,26 +35,21 @@ class Keys:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        self._begun: dict[str, Any] = {}
+        self._begun: dict[str, hashlib.blake2b] = {}
 
     def of(self, endpoint: str, body: bytes, fields: Mapping[str, Any] | None = None) -> bytes:
         """The key of a body; `fields`: what it was encoded from, if that is at hand."""
-        digest = self._begun.get(endpoint)
-        if digest is None:
+        begun = self._begun.get(endpoint)
+        if begun is None:
             start = f"{self._base_url}\0{endpoint}\0".encode()
-            digest = self._begun[endpoint] = hashlib.blake2b(start, digest_size=16)
-        digest = digest.copy()
-        digest.update(_canonical(body, fields))
-        return bytes(digest.digest())
-
-
-def _canonical(body: bytes, fields: Mapping[str, Any] | None) -> bytes:
-    try:
-        if fields is not None:
-            return _encode(fields)
-    except (TypeError, ValueError):  # what only the other encoder knows
-        pass
-    return _encode(msgspec.json.decode(body))
+            begun = self._begun[endpoint] = hashlib.blake2b(start, digest_size=16)
+        digest = begun.copy()
+        try:
+            canonical = _encode(msgspec.json.decode(body) if fields is None else fields)
+        except (TypeError, ValueError):  # what only the other encoder knows
+            canonical = _encode(msgspec.json.decode(body))
+        digest.update(canonical)
+        return digest.digest()
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
