@@ -62,6 +62,9 @@ Source: https://platform.openai.com/docs/api-reference/batch/list
 
 MAX_PAGES = 1_000
 
+TOGETHER = 2**18
+"""Bytes of a result file that are handed on at once, if it has as many: each piece costs a transaction of a journal."""
+
 
 class UpstreamError(Exception):
     """A call failed."""
@@ -176,7 +179,7 @@ class Upstream:
             raise translated(error) from error
 
     async def read_lines(self, file_id: str, skip: int, requests: int) -> AsyncIterator[Piece]:
-        r"""The lines of a file from after the first `skip` on, as they arrive, if the server can; else from the first.
+        r"""The lines of a file from after the first `skip` on, some at a time, if the server can; else from the first.
 
         Split at `\n` only: the other line breaks may stand inside a line. When the file breaks off, the lines before
         that have been given, and what came of the next one is not. `requests`: how many the file may be about.
@@ -184,14 +187,17 @@ class Upstream:
         Source for `skip` and X-Incomplete: https://github.com/doublewordai/control-layer, the files' content handler.
         """
         query = {"skip": skip} if skip else {}
+        waiting: list[bytes] = []
+        told = last = skip
+        resumes = False
         try:
             async with self.client.files.with_streaming_response.content(
                 file_id, extra_query=query
             ) as response:
                 resumes = "x-incomplete" in response.headers
                 splitter = _Splitter()
-                start = last = skip if resumes else 0
-                size = 0
+                start = told = last = skip if resumes else 0
+                size = given = 0
                 chunks = aiter(response.iter_bytes())
                 since = anyio.current_time()
                 # A scope for each, for none may be open when a generator yields.
@@ -203,12 +209,20 @@ class Upstream:
                         last += len(lines)
                         if any(lines):
                             since = anyio.current_time()
-                        yield Piece([line for line in lines if line.strip()], last, resumes)
+                        waiting += [line for line in lines if line.strip()]
+                    if size - given >= TOGETHER and last > told:
+                        yield Piece(waiting, last, resumes)
+                        waiting, told, given = [], last, size
+                if last > told:
+                    yield Piece(waiting, last, resumes)
+                    told = last
                 if (
                     rest := splitter.rest()
                 ):  # a line that may be cut short: it counts when its newline was seen
                     yield Piece([rest], last, resumes)
         except Exception as error:
+            if last > told:
+                yield Piece(waiting, last, resumes)
             raise translated(error) from error
 
     @property

@@ -610,9 +610,17 @@ async def test_positions_are_those_of_the_file(skip: int, incomplete: str | None
     resumes = incomplete is not None
     first = skip if resumes else 0  # what does not say that it can skip has not
     assert pieces == [
-        Piece([b"a"], first + 2, resumes),
-        Piece([b"bb"], first + 3, resumes),
+        Piece([b"a", b"bb"], first + 3, resumes),
         Piece([b"cc"], first + 3, resumes),  # it may be cut short: its newline was not seen
+    ]
+
+
+async def test_a_large_file_comes_in_pieces() -> None:
+    line = b"x" * 1023
+    chunks = [(line + b"\n") * 100] * 7
+    up = upstream(lambda _: httpx.Response(200, stream=Pieces(chunks)))
+    assert await read_all(up) == [
+        Piece([line] * count, last, resumes=False) for count, last in ((300, 300), (300, 600), (100, 700))
     ]
 
 
