@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +118,7 @@ class SqliteJournal:
     def _open(self) -> sqlite3.Connection:
         check_header(self.path)
         with self._readable:
+            self._check()
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
             try:
                 self._prepare(db)
@@ -128,14 +129,26 @@ class SqliteJournal:
                 raise
         return db
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version:
+    def _check(self) -> None:
+        """Refuse what cannot be used, by a connection that cannot write: one that can moves the WAL when it is closed."""
+        if not self.path.exists() or not self.path.stat().st_size or _beside(self.path, "-journal").exists():
+            return  # or it was cut off when it was made, which SQLite takes back
+        how = "mode=ro" if _beside(self.path, "-wal").exists() else "immutable=1"  # which makes no file
+        with closing(sqlite3.connect(f"{self.path.as_uri()}?{how}", uri=True)) as db:
+            self._version(db)
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise JournalError(f"{self.path}: the journal is damaged: {found}")
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        version: int
+        (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
             raise JournalError(f"{self.path}: a journal of a later version of autobatcher ({version})")
+        return version
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        version = self._version(db)
         if not version:
             db.execute(f"PRAGMA page_size = {PAGE}")
         if version < VERSION:
@@ -253,6 +266,10 @@ def check_header(path: Path) -> None:
         raise JournalError(f"{path}: this SQLite file is no journal of autobatcher")
     if int.from_bytes(header[60:64], "big") > VERSION:
         raise JournalError(f"{path}: a journal of a later version of autobatcher")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 @contextmanager

@@ -24,11 +24,17 @@ def fill(journal: SqliteJournal, count: int = 3) -> int:
     return journal.begin("http://x/", "/v1/x", "m", requests)
 
 
+def content(path: Path) -> dict[str, bytes]:
+    """Of a journal's files."""
+    files = (path.with_name(path.name + ending) for ending in ("", "-wal"))
+    return {file.name: file.read_bytes() for file in files if file.exists()}
+
+
 def refused(path: Path, match: str) -> None:
-    before = path.read_bytes()
+    before = content(path)
     with pytest.raises(JournalError, match=match):
         SqliteJournal(path)
-    assert path.read_bytes() == before
+    assert content(path) == before
 
 
 def test_another_process_is_told_at_once(path: Path) -> None:
@@ -95,6 +101,32 @@ def test_a_later_version_is_refused(path: Path) -> None:
         db.execute(f"PRAGMA user_version = {VERSION + 1}")
     db.close()
     refused(path, "later version")
+
+
+@pytest.mark.parametrize("why", ["later version", "damaged"])
+def test_what_is_refused_keeps_what_was_not_yet_in_the_file_itself(
+    path: Path, tmp_path: Path, why: str
+) -> None:
+    journal = SqliteJournal(path)
+    fill(journal, 250)
+    journal.close()
+    journal = SqliteJournal(path)
+    fill(journal)
+    other = sqlite3.connect(path)
+    if why == "later version":
+        other.execute(f"PRAGMA user_version = {VERSION + 1}")
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name, data in content(path).items():  # as after the end of a process that closed nothing
+        (killed / name).write_bytes(data)
+    other.close()
+    journal.close()
+    if why == "damaged":
+        with (killed / path.name).open("r+b") as file:
+            file.seek(-16384, os.SEEK_END)
+            file.write(os.urandom(16384))
+    assert len(content(killed / path.name)) == 2
+    refused(killed / path.name, why)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage"])
