@@ -384,7 +384,8 @@ class BatchOpenAI(OpenAISignatures, Batching):
     Raises:
         ValueError: a batch option makes no sense; the message says what is allowed.
         TypeError: a batch option is of a wrong type.
-        JournalError: the journal cannot be used: another process has it, it is none, or it is damaged.
+        JournalError: the journal cannot be used: another process has it, it is none, it is damaged, or it
+            may only be read.
         openai.OpenAIError: as from `openai.AsyncOpenAI`, such as for a missing API key.
     """
 

@@ -133,6 +133,11 @@ class SqliteJournal:
         """Refuse what cannot be used, by a connection that cannot write: one that can moves the WAL when it is closed."""
         if not self.path.exists() or not self.path.stat().st_size or _beside(self.path, "-journal").exists():
             return  # or it was cut off when it was made, which SQLite takes back
+        try:
+            with self.path.open("r+b"):
+                pass  # SQLite says nothing of a file that may only be read before it is to write it
+        except OSError as error:
+            raise JournalError(f"{self.path}: the journal cannot be written: {error}") from error
         how = "mode=ro" if _beside(self.path, "-wal").exists() else "immutable=1"  # which makes no file
         with closing(sqlite3.connect(f"{self.path.as_uri()}?{how}", uri=True)) as db:
             self._version(db)

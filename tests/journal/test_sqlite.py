@@ -7,6 +7,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,31 @@ def test_a_later_version_is_refused(path: Path) -> None:
         db.execute(f"PRAGMA user_version = {VERSION + 1}")
     db.close()
     refused(path, "later version")
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user who may not write everywhere, if this is one who may."""
+    if not hasattr(os, "geteuid") or os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_only_be_read_is_refused_at_once(path: Path) -> None:
+    SqliteJournal(path).close()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)  # and not pytest's, which only its owner may enter
+        folder.chmod(0o777)
+        copy = folder / path.name
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o444)
+        with unprivileged():
+            refused(copy, "cannot be written")
 
 
 @pytest.mark.parametrize("why", ["later version", "damaged"])
