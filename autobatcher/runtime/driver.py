@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeGuard
@@ -307,8 +308,18 @@ class Driver:
 
 
 def is_kept(outcome: Outcome) -> TypeGuard[Answer]:
-    """Whether an outcome is one that a journal keeps: an answer, and no error."""
-    return isinstance(outcome, Answer) and is_success(outcome.status) and bool(outcome.body)
+    """Whether an outcome is one that a journal keeps: an answer, and no error.
+
+    Some come with a status of success: the page of a proxy as a text, null, or an object that begins with an error.
+    """
+    return (
+        isinstance(outcome, Answer)
+        and is_success(outcome.status)
+        and _AN_ANSWER.match(outcome.body) is not None
+    )
+
+
+_AN_ANSWER = re.compile(rb'\s*\{(?!\s*"error"\s*:\s*[{"])')
 
 
 async def _nothing() -> None:

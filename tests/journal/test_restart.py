@@ -222,6 +222,35 @@ async def test_an_answer_with_nan_is_the_same_in_each_run(path: Path) -> None:
     assert len(table(path, "SELECT body FROM answers")) == len(TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        ('"<html>502</html>"', False),
+        ("null", False),
+        ("[]", False),
+        (' {"error": {"message": "overloaded"}}', False),
+        ('{"id":"i","error":{"message":"it took too long"}}', True),
+        (' {"error":null,"id":"i"}', True),
+    ],
+)
+async def test_what_is_no_answer_is_none_whatever_its_status(path: Path, body: str, *, kept: bool) -> None:
+    async with serving() as api:
+        client, wire = client_of(api, path)
+        await stop_at(client, wire, "create", "after")
+        ids = [custom_id for (custom_id,) in table(path, "SELECT custom_id FROM requests")]
+        line = '{"custom_id":"%s","response":{"status_code":200,"request_id":"r","body":%s}}\n'
+        client, wire = client_of(api, path)
+        wire.answers["download"] = httpx.Response(200, text="".join(line % (name, body) for name in ids))
+        async with client:
+            await ask_all(client, TEXTS)
+        assert wire.calls["download"]
+        client, wire = client_of(api, path)
+        async with client:
+            again = await ask_all(client, TEXTS)
+    assert [text in str(result) for text, result in zip(TEXTS, again, strict=True)] == [not kept] * len(TEXTS)
+    assert bool(wire.calls["create"]) is not kept
+
+
 async def test_who_leaves_finds_the_answer_at_the_next_call(path: Path) -> None:
     async with serving(latency_seconds=60) as api:
         client, wire = client_of(api, path)
