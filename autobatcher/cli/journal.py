@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from autobatcher.errors import JournalError
 from autobatcher.journal.reading import Summary, export, summary
@@ -68,7 +68,14 @@ def _show(found: Summary) -> None:
         console.print(
             f"{found.size:>12,} bytes; begun {_time(found.begun_at)}, last answer {_time(found.answered_at)}"
         )
-    table = Table("batch", "endpoint", "model", "requests", "answers", "state")
+    longest = max((len(batch["batch_id"] or "") for batch in found.batches), default=0)
+    table = Table(
+        Column("batch", no_wrap=True, min_width=longest),  # to be copied: whole, however narrow the screen
+        *(Column(title, overflow="fold") for title in ("endpoint", "model")),
+        *(Column(title, no_wrap=True) for title in ("requests", "answers", "state")),
+        box=None,
+        pad_edge=False,
+    )
     for batch in found.batches:
         table.add_row(
             *(escape(batch[name] or "-") for name in ("batch_id", "endpoint", "model")),

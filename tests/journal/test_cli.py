@@ -38,6 +38,16 @@ def test_it_shows_counts_and_batches(path: Path) -> None:
     assert "open" in said
 
 
+@pytest.mark.parametrize("columns", ["50", "80"])
+def test_the_ids_of_batches_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    name = "batch_" + 32 * "0"
+    journal = SqliteJournal(path)
+    journal.created(journal.begin("http://x/", "/v1/chat/completions", "gpt-4o-mini-2024-07-18", []), name)
+    journal.close()
+    assert name in run(path)[1]
+
+
 def test_the_counts_as_json(path: Path) -> None:
     code, said = run(path, "--json")
     assert code == 0
