@@ -46,7 +46,7 @@ class Doomed(SqliteJournal):
 
     def _die(self) -> None:
         time.sleep(self._seconds)
-        os.write(1, b" (within)" if self._mutex.locked() else b" (just after)")
+        os.write(1, b" (within)" if self._db.in_transaction else b" (just after)")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
