@@ -8,7 +8,7 @@ import functools
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Union, cast, get_args, get_origin
 
 import anyio
@@ -29,6 +29,22 @@ if TYPE_CHECKING:
 
 
 _JSON = "application/json"
+
+
+class PlainCall(NamedTuple):
+    """A call whose fields are its body, and whose answer needs the SDK only if it is none that the type describes.
+
+    Attributes:
+        path: below the base URL, such as "chat/completions".
+        cast_to: the SDK's type of the answer.
+        headers: of the HTTP request, which error messages show.
+        post_parser: makes the result from the answer; None if it is the answer.
+    """
+
+    path: str
+    cast_to: Any
+    headers: Mapping[str, str] = types.MappingProxyType({})
+    post_parser: Callable[[Any], Any] | None = None
 
 
 class Call(NamedTuple):
@@ -85,19 +101,25 @@ async def to_result(
     )
 
 
-def plain_result(cast_to: Any, outcome: Outcome) -> Any:
+def plain_result(call: PlainCall, outcome: Outcome) -> Any:
     """The object of an answer that is exactly what the SDK's type describes; None for all that needs the SDK.
 
     On such an answer the SDK's lenient construction has the same result, at many times the cost.
+
+    Raises:
+        openai.OpenAIError: of the SDK's parser, such as that the answer was cut short.
+        ValueError: of that parser, since the text does not fit into the caller's type.
     """
     if not isinstance(outcome, Answer) or outcome.status != 200:  # noqa: PLR2004 -- HTTP's OK
         return None
     try:
-        result = cast_to.model_validate_json(outcome.body, strict=True)
+        result = call.cast_to.model_validate_json(outcome.body, strict=True)
     except ValueError:  # pydantic's own
         return None
     if _has_extras(result):  # of which versions of the SDK make different things
         return None
+    if call.post_parser is not None:
+        result = call.post_parser(result)
     object.__setattr__(
         result, "_request_id", outcome.request_id
     )  # where the SDK puts it, pydantic's way round

@@ -17,7 +17,7 @@ from openai._compat import cached_property, model_copy
 from openai._models import FinalRequestOptions
 
 from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
-from autobatcher.answers import Call, plain_result, to_result
+from autobatcher.answers import Call, PlainCall, plain_result, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
 from autobatcher.core.outcomes import Closed, Outcome
@@ -200,7 +200,7 @@ class Batching(openai.AsyncOpenAI):
         return Promise(partial(self._answer, collector, entry, call))
 
     def _plain_answer(
-        self, path: str, cast_to: type, fields: Mapping[str, Any]
+        self, call: PlainCall, fields: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Any] | None:
         """The same for a call whose arguments are the fields of its body, without the SDK's way to a request.
 
@@ -211,20 +211,18 @@ class Batching(openai.AsyncOpenAI):
             return None
         collector = self._collector
         entry = collector.entry(
-            self._line_url(path), fields["model"], body, weight=1, retries=self.max_retries, fields=fields
+            self._line_url(call.path),
+            fields["model"],
+            body,
+            weight=1,
+            retries=self.max_retries,
+            fields=fields,
         )
-        return self._answer(collector, entry, None, path, cast_to)
+        return self._answer(collector, entry, call)
 
-    async def _answer(
-        self,
-        collector: Collector,
-        entry: Request,
-        call: Call | None,
-        path: str = "",
-        cast_to: Any = None,
-    ) -> Any:
+    async def _answer(self, collector: Collector, entry: Request, call: Call | PlainCall) -> Any:
         # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
-        started = anyio.current_time() if call is not None else 0.0
+        started = anyio.current_time() if isinstance(call, Call) else 0.0
         outcome: Outcome = Closed(None)
         while isinstance(outcome, Closed):
             driver = self._collectors.driver(collector)
@@ -242,17 +240,21 @@ class Batching(openai.AsyncOpenAI):
             if entry.host is None:
                 break
             driver.settled(entry)  # which another client followed; if that is closed, this one goes on
-        if call is None:
-            result = plain_result(cast_to, outcome)
+        if isinstance(call, PlainCall):
+            result = plain_result(call, outcome)
             if result is not None:
                 return result
-        return await to_result(self, call or self._call(path, cast_to), entry.line, outcome, started)
+            call = self._call(call)
+        return await to_result(self, call, entry.line, outcome, started)
 
-    def _call(self, path: str, cast_to: Any) -> Call:
+    def _call(self, plain: PlainCall) -> Call:
         """What the SDK would have made of a call that did not need it."""
-        options = FinalRequestOptions.construct(method="post", url=f"/{path}")
-        options.headers = {"Authorization": openai.Omit()}
-        return Call(path, {}, self._build_request(options), cast_to, options, stream=False, stream_cls=None)
+        options = FinalRequestOptions.construct(method="post", url=f"/{plain.path}")
+        options.headers = {"Authorization": openai.Omit(), **plain.headers}
+        if plain.post_parser is not None:
+            options.post_parser = plain.post_parser
+        request = self._build_request(options)
+        return Call(plain.path, {}, request, plain.cast_to, options, stream=False, stream_cls=None)
 
     @property
     def _waits_outside(self) -> bool:

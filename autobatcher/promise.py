@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any
 
@@ -40,10 +41,15 @@ _ENCODING = (
 def plain_body(fields: Mapping[str, Any]) -> bytes | None:
     """The body as JSON text in UTF-8; None if it takes more to make, such as of pydantic objects and iterators.
 
-    orjson writes NaN, which is no JSON and which the SDK refuses, as null: such a body is the SDK's to make.
+    orjson writes NaN, which is no JSON and which the SDK refuses, as null: such a body is the SDK's to make, and with it
+    each that has a null.
     """
     try:
         body = orjson.dumps(fields, option=_ENCODING)
     except TypeError:  # orjson's own
         return None
-    return None if b"null" in body else body
+    return None if b"null" in body and _NULL.search(body) else body
+
+
+_NULL = re.compile(rb"[:,\[]null")
+"""As orjson writes it; in a text it may be something else, which then is the SDK's to make as well."""

@@ -14,16 +14,18 @@ import functools
 import inspect
 import os
 import pathlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import openai
 from openai._compat import cached_property
+from openai.lib._parsing import parse_chat_completion, type_to_response_format_param, validate_input_tools
 from openai.resources import AsyncEmbeddings
 from openai.resources.chat import AsyncChat, AsyncCompletions
 from openai.types.chat import ChatCompletion
 
+from autobatcher.answers import PlainCall
 from autobatcher.promise import Promise, unwinding
 
 _F = TypeVar("_F")
@@ -120,21 +122,54 @@ def _like(method: Any) -> Callable[[_F], _F]:
     return decorate
 
 
-def outside(cls: type, name: str) -> Any:
-    """An override of a coroutine method of the SDK's class, as it is at the time of the call."""
+def outside(cls: type, name: str, short_cut: Callable[[Any, dict[str, Any]], Any] | None = None) -> Any:
+    """An override of a coroutine method of the SDK's class, as it is at the time of the call.
+
+    Args:
+        cls: the class.
+        name: of the method.
+        short_cut: makes the call without the SDK's method, from the resource and the arguments; None if it cannot.
+    """
 
     @_like(getattr(cls, name))
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         method = getattr(cls, name)
-        start: Any = functools.partial(method, self, *args, **kwargs)
+        may_unwind = _may_unwind(self, method)
+        begun = None if short_cut is None or args or not may_unwind else short_cut(self, kwargs)
+        if begun is None:
+            start: Any = functools.partial(method, self, *args, **kwargs)
+            begun = start()
+            if may_unwind:
+                begun = _begun(begun, start)
+            del start
         del args, kwargs
-        begun = start()
-        if _may_unwind(self, method):
-            begun = _begun(begun, start)
-        del start
         return await _finished(begun)
 
     return call
+
+
+_CHAT = PlainCall("chat/completions", ChatCompletion)
+
+
+def _parse(completions: Any, arguments: dict[str, Any]) -> Any:
+    """The short cut of `parse`: making the schema and parsing the answer are the SDK's."""
+    fields = _fields(AsyncCompletions.parse, arguments)
+    tools = arguments.get("tools", openai.omit)
+    if not fields or "messages" not in fields or isinstance(tools, Iterator):
+        return None
+    tools = validate_input_tools(tools)
+    wanted = arguments.get("response_format", openai.omit)
+    if "response_format" in fields:
+        fields["response_format"] = type_to_response_format_param(wanted)
+    call = PlainCall(
+        "chat/completions",
+        ChatCompletion,
+        {"X-Stainless-Helper-Method": "chat.completions.parse"},
+        lambda answer: parse_chat_completion(
+            response_format=wanted, input_tools=tools, chat_completion=answer
+        ),
+    )
+    return completions._client._plain_answer(call, fields)  # noqa: SLF001 -- this package's own client
 
 
 class Completions(AsyncCompletions):
@@ -148,9 +183,7 @@ class Completions(AsyncCompletions):
         may_unwind = _may_unwind(self, AsyncCompletions.create)
         if may_unwind and not args and "messages" in kwargs:
             fields = _fields(AsyncCompletions.create, kwargs)
-            plain = fields and self._client._plain_answer(  # noqa: SLF001 -- this package's own client
-                "chat/completions", ChatCompletion, fields
-            )
+            plain = fields and self._client._plain_answer(_CHAT, fields)  # noqa: SLF001 -- this package's own client
             if plain:
                 return plain
         start = functools.partial(super().create, *args, **kwargs)
@@ -163,7 +196,7 @@ class Completions(AsyncCompletions):
             return _raised(error)
         return _finished(begun)
 
-    parse: Any = outside(AsyncCompletions, "parse")
+    parse: Any = outside(AsyncCompletions, "parse", _parse)
 
 
 class Chat(AsyncChat):
