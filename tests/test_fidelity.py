@@ -25,10 +25,11 @@ from autobatcher._http import httpx
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 
 REQUEST_ID = "req_5"
-Kind = Literal["chat", "embeddings", "responses"]
-KINDS: list[Kind] = ["chat", "embeddings", "responses"]
+Kind = Literal["chat", "parse", "embeddings", "responses"]
+KINDS: list[Kind] = ["chat", "parse", "embeddings", "responses"]
 PATHS: dict[Kind, str] = {
     "chat": "/v1/chat/completions",
+    "parse": "/v1/chat/completions",
     "embeddings": "/v1/embeddings",
     "responses": "/v1/responses",
 }
@@ -103,6 +104,7 @@ class Server:
 def create(client: openai.AsyncOpenAI, kind: Kind) -> Callable[..., Any]:
     methods: dict[Kind, Callable[..., Any]] = {
         "chat": client.chat.completions.create,
+        "parse": client.chat.completions.parse,
         "embeddings": client.embeddings.create,
         "responses": client.responses.create,
     }
@@ -179,6 +181,18 @@ class Count(enum.IntEnum):
     THREE = 3
 
 
+class City(pydantic.BaseModel):
+    """Its schema has a null in it."""
+
+    name: str
+    country: str | None = None
+
+
+@dataclass
+class Point:
+    x: int
+
+
 class Opaque(enum.Enum):
     """The SDK's encoder takes no such member."""
 
@@ -253,6 +267,15 @@ tools = iterables(
         optional={"function": st.fixed_dictionaries({"name": texts}, optional={"parameters": rich_values})},
     )
 )
+parseable_tools = iterables(
+    st.sampled_from([openai.pydantic_function_tool(City), openai.pydantic_function_tool(City, name="f")])
+    | st.fixed_dictionaries(
+        {
+            "type": st.just("function"),
+            "function": st.fixed_dictionaries({"name": st.just("f"), "strict": st.just(value=True)}),
+        }
+    )
+)
 models = texts | st.just(Effort.LOW)
 common: dict[str, st.SearchStrategy[Any]] = {
     "user": texts | maybe,
@@ -270,20 +293,24 @@ generating: dict[str, st.SearchStrategy[Any]] = {
     "stream": maybe | st.just(value=False),
     "top_p": maybe | st.floats(0, 1),
 }
+chatting: dict[str, st.SearchStrategy[Any]] = {
+    **generating,
+    "n": maybe | st.just(Count.THREE),
+    "stop": maybe | texts | st.lists(texts, max_size=2) | st.tuples(texts),
+    "seed": maybe | st.integers(),
+    "logit_bias": maybe | st.dictionaries(texts, st.integers(), max_size=2),
+    "reasoning_effort": maybe | st.sampled_from(list(Effort)),
+    "response_format": sentinels
+    | st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": rich_values}),
+}
+parsing = {
+    **{name: values for name, values in chatting.items() if name != "stream"},
+    "tools": sentinels | parseable_tools | tools,
+    "response_format": st.sampled_from([City, Point, int, None]) | chatting["response_format"],
+}
 arguments_of: dict[Kind, st.SearchStrategy[dict[str, Any]]] = {
-    "chat": st.fixed_dictionaries(
-        {"model": models, "messages": messages},
-        optional={
-            **generating,
-            "n": maybe | st.just(Count.THREE),
-            "stop": maybe | texts | st.lists(texts, max_size=2) | st.tuples(texts),
-            "seed": maybe | st.integers(),
-            "logit_bias": maybe | st.dictionaries(texts, st.integers(), max_size=2),
-            "reasoning_effort": maybe | st.sampled_from(list(Effort)),
-            "response_format": sentinels
-            | st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": rich_values}),
-        },
-    ),
+    "chat": st.fixed_dictionaries({"model": models, "messages": messages}, optional=chatting),
+    "parse": st.fixed_dictionaries({"model": models, "messages": messages}, optional=parsing),
     "embeddings": st.fixed_dictionaries(
         {
             "model": models,
@@ -351,7 +378,7 @@ def test_argument_that_cannot_be_encoded_raises_the_same(
         merged.pop(where, None)
         arguments = {**arguments, where: {"key": bad} if where == "metadata" else bad}
     realtime, batched = compare_bodies(kind, {**arguments, "extra_body": merged})
-    assert isinstance(realtime, (TypeError, ValueError))
+    assert isinstance(realtime, (TypeError, ValueError, KeyError))  # the last of a tool without its function
     assert str(realtime) == str(batched)
 
 
@@ -434,8 +461,11 @@ BASES: dict[Kind, dict[str, Any]] = {
         },
     },
 }
+BASES["parse"] = copy.deepcopy(BASES["chat"])
+BASES["parse"]["choices"][0]["message"]["content"] = '{"name": "Žďár", "country": null}'
 MINIMAL: dict[Kind, dict[str, Any]] = {
     "chat": {"model": "m", "messages": []},
+    "parse": {"model": "m", "messages": [], "response_format": City},
     "embeddings": {"model": "m", "input": "x"},
     "responses": {"model": "m", "input": "x"},
 }
@@ -557,6 +587,11 @@ def test_answer_is_the_object_of_the_realtime_call(kind: Kind, data: st.DataObje
     arguments = {**MINIMAL[kind]}
     if kind == "embeddings":
         arguments["encoding_format"] = data.draw(st.sampled_from([openai.omit, "float", "base64"]))
+    if kind == "parse":
+        arguments["response_format"] = data.draw(st.sampled_from([City, Point, openai.omit]))
+        arguments["tools"] = data.draw(
+            st.sampled_from([openai.omit, [openai.pydantic_function_tool(City, name="f")]])
+        )
     compare_outcomes(kind, Server(Reply(200, content, content_type)), arguments)
 
 
