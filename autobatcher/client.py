@@ -199,9 +199,7 @@ class Batching(openai.AsyncOpenAI):
         call = Call(path, asked, _without_body(request), cast_to, options, stream, stream_cls)
         return Promise(partial(self._answer, collector, entry, call))
 
-    def _plain_answer(
-        self, call: PlainCall, fields: Mapping[str, Any]
-    ) -> Coroutine[Any, Any, Any] | None:
+    def _plain_answer(self, call: PlainCall, fields: Mapping[str, Any]) -> Coroutine[Any, Any, Any] | None:
         """The same for a call whose arguments are the fields of its body, without the SDK's way to a request.
 
         Returns None for one that needs the SDK.
@@ -223,7 +221,7 @@ class Batching(openai.AsyncOpenAI):
     async def _answer(self, collector: Collector, entry: Request, call: Call | PlainCall) -> Any:
         # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
         started = anyio.current_time() if isinstance(call, Call) else 0.0
-        outcome: Outcome = Closed(None)
+        outcome: Outcome = _CLOSED
         while isinstance(outcome, Closed):
             driver = self._collectors.driver(collector)
             if driver is None:
@@ -321,6 +319,7 @@ class Batching(openai.AsyncOpenAI):
 
 BATCH_OPTIONS = frozenset(BatchOptions.__dataclass_fields__)
 _REQUEST = Batching.request
+_CLOSED = Closed(None)
 
 
 def _without_body(request: httpx.Request) -> httpx.Request:

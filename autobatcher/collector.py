@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-import uuid
+import secrets
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ class Collector:
         self._record = record
         self._base_url = str(self._upstream.client.base_url)
         self._keys = Keys(self._base_url)
-        self._ids = (f"{prefix}-{n}" for prefix in (uuid.uuid4().hex,) for n in itertools.count())
+        self._ids = (f"{prefix}-{n}" for prefix in (secrets.token_hex(6),) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.retired = False
         self.closed = False

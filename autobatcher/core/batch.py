@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import cast
 
 import msgspec
 
@@ -123,12 +124,17 @@ class Batch(msgspec.Struct, eq=False):
 
     @classmethod
     def of(
-        cls, endpoint: str, model: str, requests: Iterable[Request], *, closed_at: float, not_before: float
+        cls,
+        endpoint: str,
+        model: str,
+        requests: dict[str, Request],
+        *,
+        closed_at: float,
+        not_before: float,
     ) -> Batch:
-        """A batch of these requests, each of which is in it from now on."""
-        batch = cls(endpoint, model, {}, closed_at, not_before)
-        for request in requests:
-            batch.entries[request.custom_id] = request
+        """A batch of these requests, each of which is in it from now on; they come by custom_id, in a dictionary that is its own."""
+        batch = cls(endpoint, model, cast("dict[str, Request | None]", requests), closed_at, not_before)
+        for request in requests.values():
             request.place = batch
             batch.size += request.size
             batch.tokens += request.tokens

@@ -8,7 +8,7 @@ A call that failed goes out again from here and nowhere else: the batch stays at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
@@ -167,10 +167,10 @@ class Engine(msgspec.Struct, eq=False):
     def _enqueue(self, key: tuple[str, str, int], now: float) -> None:
         window = self.windows.pop(key)
         endpoint, model, sent = key
-        self._queue(endpoint, model, window.requests.values(), now, window.closes_at if sent else now)
+        self._queue(endpoint, model, window.requests, now, window.closes_at if sent else now)
 
     def _queue(
-        self, endpoint: str, model: str, requests: Iterable[Request], now: float, not_before: float
+        self, endpoint: str, model: str, requests: dict[str, Request], now: float, not_before: float
     ) -> Batch:
         batch = Batch.of(endpoint, model, requests, closed_at=now, not_before=not_before)
         batch.due = not_before
@@ -523,8 +523,8 @@ class Engine(msgspec.Struct, eq=False):
             return []
         length = -(-len(requests) // parts)
         for start in range(0, len(requests), length):
-            part = requests[start : start + length]
-            for request in part:
+            part = {request.custom_id: request for request in requests[start : start + length]}
+            for request in part.values():
                 request.sent += 1
                 self._estimate(request)
             other = self._queue(batch.endpoint, batch.model, part, now, now + pause)

@@ -23,7 +23,7 @@ RUNNING = Snapshot("b1", "in_progress")
 
 def queued(name: str = "a", *, model: str = "m", tokens: float = 0.0, not_before: float = 0.0) -> Batch:
     request = Request(name, "/v1/embeddings", model, b"", 10, tokens=tokens)
-    batch = Batch.of("/v1/embeddings", model, [request], closed_at=0.0, not_before=not_before)
+    batch = Batch.of("/v1/embeddings", model, {name: request}, closed_at=0.0, not_before=not_before)
     batch.due = not_before
     return batch
 

@@ -59,7 +59,13 @@ def batch_of(*lines: bytes) -> Batch:
     requests = [
         Request(str(number), "/v1/embeddings", "m", line, len(line)) for number, line in enumerate(lines)
     ]
-    return Batch.of("/v1/embeddings", "m", requests, closed_at=0.0, not_before=0.0)
+    return Batch.of(
+        "/v1/embeddings",
+        "m",
+        {request.custom_id: request for request in requests},
+        closed_at=0.0,
+        not_before=0.0,
+    )
 
 
 async def read_all(up: Upstream, skip: int = 0) -> list[Piece]:
