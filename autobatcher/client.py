@@ -188,7 +188,7 @@ class Batching(openai.AsyncOpenAI):
         request = self._build_request(options)
         collector = self._collector
         entry = collector.entry(
-            self._line_url(path),
+            path,
             model_name(fields),
             request.content,
             weight=weight(path, fields),
@@ -209,7 +209,7 @@ class Batching(openai.AsyncOpenAI):
             return None
         collector = self._collector
         entry = collector.entry(
-            self._line_url(call.path),
+            call.path,
             fields["model"],
             body,
             weight=1,
@@ -270,6 +270,7 @@ class Batching(openai.AsyncOpenAI):
         return options.url.removeprefix(str(self.base_url))
 
     def _line_url(self, path: str) -> str:
+        """The url of a line of such a call."""
         return line_url(self._base_url.raw_path, path)
 
     def _fields(self, _path: str, options: FinalRequestOptions) -> dict[str, Any]:

@@ -33,8 +33,7 @@ from autobatcher.runtime.spool import Spool
 from autobatcher.runtime.upstream import Upstream
 
 if TYPE_CHECKING:
-    import openai
-
+    from autobatcher.client import Batching
     from autobatcher.options import BatchOptions
     from autobatcher.runtime.pool import HttpPool
 
@@ -55,7 +54,7 @@ class Collectors:
         identity: object,
         options: BatchOptions,
         pool: HttpPool,
-        sender: Callable[..., openai.AsyncOpenAI],
+        sender: Callable[..., Batching],
     ) -> Collector:
         """The collector for an identity; `sender` makes the client that a new one works with."""
         for known, collector in self._known:
@@ -125,14 +124,16 @@ class Collector:
 
     def __init__(
         self,
-        sender: Callable[..., openai.AsyncOpenAI],
+        sender: Callable[..., Batching],
         options: BatchOptions,
         pool: HttpPool,
         spool: Spool,
         record: Record | None,
     ) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
-        self._upstream = Upstream(sender(max_retries=0), options.completion_window, metadata)
+        client = sender(max_retries=0)
+        self._upstream = Upstream(client, options.completion_window, metadata)
+        self._line_url = functools.cache(client._line_url)  # noqa: SLF001 -- this package's own client
         self._options = options
         self._pool = pool
         self._spool = spool
@@ -146,7 +147,7 @@ class Collector:
 
     def entry(
         self,
-        endpoint: str,
+        path: str,
         model: str,
         body: bytes,
         *,
@@ -157,7 +158,7 @@ class Collector:
         """A request that is ready to be submitted.
 
         Args:
-            endpoint: the line's url, such as "/v1/chat/completions".
+            path: below the base URL, such as "chat/completions".
             model: requests of different models go into different files.
             body: the request's JSON text, UTF-8.
             weight: what it counts towards the lines of a file.
@@ -167,6 +168,7 @@ class Collector:
         Raises:
             OSError: it is large, and the disk is full.
         """
+        endpoint = self._line_url(path)
         custom_id = next(self._ids)
         line = encode_line(custom_id, endpoint, body)
         return Request(
