@@ -194,15 +194,14 @@ class Driver:
 
     def _apply(self, effects: list[core.Effect]) -> Exception | None:
         """Have the effects; the error, if there are answers among them that could not be written down."""
-        lost = self._keep(effects)
+        lost = None
+        if self._notes.keeps:
+            effects, lost = self._written(effects)
         for effect in effects:
             match effect:
                 case core.Settle(request, outcome):
-                    kept = is_kept(outcome)
-                    if not kept or lost is not None:
-                        self._notes.failed(request)
                     if request.reply is not None:
-                        request.reply.set(outcome if not kept or lost is None else CallFailed(lost))
+                        request.reply.set(outcome)
                     else:
                         self._notes.dropped(request)
                 case core.Ended(batch):
@@ -213,21 +212,30 @@ class Driver:
                     self._calls.append(effect)
         return lost
 
-    def _keep(self, effects: list[core.Effect]) -> Exception | None:
-        """Write the answers down before anybody has them; the error, if that fails."""
-        if not self._notes.keeps:
-            return None
-        answers = [
-            (effect.request, effect.outcome)
-            for effect in effects
-            if isinstance(effect, core.Settle) and is_kept(effect.outcome)
-        ]
+    def _written(self, effects: list[core.Effect]) -> tuple[list[core.Effect], Exception | None]:
+        """Write the answers down before anybody has them; if that fails, the error is what their callers get."""
+        answers: list[tuple[Request, Answer]] = []
+        for effect in effects:
+            if isinstance(effect, core.Settle):
+                if is_kept(effect.outcome):
+                    answers.append(effect)  # type: ignore[arg-type] # which is the two
+                else:
+                    self._notes.failed(effect.request)
         try:
             if answers:
                 self._notes.keep(answers)
         except Exception as error:  # noqa: BLE001 -- a store of somebody's own may raise anything
-            return error
-        return None
+            for request, _ in answers:
+                self._notes.failed(request)
+            lost = set(map(id, answers))
+            failed = CallFailed(error)
+            return [
+                core.Settle(effect.request, failed)
+                if isinstance(effect, core.Settle) and id(effect) in lost
+                else effect
+                for effect in effects
+            ], error
+        return effects, None
 
     def _end(self, batch: Batch) -> None:
         try:

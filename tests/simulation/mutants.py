@@ -234,7 +234,7 @@ def _notes_requests_late() -> tuple[Change, ...]:
     return ((RecordedNotes, "begin", begin_later), (RecordedNotes, "note", note_now))
 
 
-def _keeps_late(self: Driver, effects: list[Effect]) -> None:
+def _keeps_late(self: Driver, effects: list[Effect]) -> tuple[list[Effect], None]:
     answers = [
         (effect.request, effect.outcome)
         for effect in effects
@@ -245,6 +245,7 @@ def _keeps_late(self: Driver, effects: list[Effect]) -> None:
     if late := vars(self).pop("late", None):
         self._notes.keep(late)
     vars(self)["late"] = answers
+    return effects, None
 
 
 def _does_not_look_after_a_restart() -> tuple[Change, ...]:
@@ -321,7 +322,9 @@ MUTANTS = (
     Mutant("requests are noted after their upload", _notes_requests_late(), stops=True),
     Mutant("a file's id is not noted", _notes_no(Uploaded), stops=True),
     Mutant("a batch's id is not noted", _notes_no(Created, LookedUp), stops=True),
-    Mutant("answers are noted after their callers have them", ((Driver, "_keep", _keeps_late),), stops=True),
+    Mutant(
+        "answers are noted after their callers have them", ((Driver, "_written", _keeps_late),), stops=True
+    ),
     Mutant(
         "batches of earlier runs are not taken up", ((RecordedNotes, "restored", lambda *_: []),), stops=True
     ),
