@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from autobatcher.core.outcomes import Answer, LineFailed
+from autobatcher.core.outcomes import Answer, LineFailed, LooseJson
 
 MAX_MESSAGE = 2_000
 MAX_TOKENS = 10**9
@@ -107,15 +107,16 @@ def decode_line(line: bytes) -> tuple[str, Answer | LineFailed]:
     try:
         if not line.isascii():
             line.decode()  # which the bodies of answers are not put to otherwise
+        kind: type[bytes] = bytes
         try:
             decoded = _decoder.decode(line)
         except msgspec.DecodeError:
-            decoded = _decode_leniently(line)
+            decoded, kind = _decode_leniently(line), LooseJson
     except (ValueError, RecursionError) as error:  # among them msgspec's and json's own
         raise MalformedLineError(str(error)) from None
     response = decoded.response
     if response is not None and 100 <= (status := _status(response.status_code)) <= 599:  # noqa: PLR2004 -- HTTP's range
-        return decoded.custom_id, Answer(status, _request_id(response.request_id), bytes(response.body))
+        return decoded.custom_id, Answer(status, _request_id(response.request_id), kind(response.body))
     if (failed := _failed(decoded.error)) is not None:
         return decoded.custom_id, failed
     raise MalformedLineError("neither a response nor an error")

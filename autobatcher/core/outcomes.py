@@ -8,6 +8,12 @@ from typing import NamedTuple
 import msgspec
 
 
+class LooseJson(bytes):
+    """A body that Python's json reads and strict readers do not, or may not: such as one with NaN in it."""
+
+    __slots__ = ()
+
+
 class Answer(NamedTuple):
     """The server's HTTP answer to this request; an error status included. `body` is JSON text in UTF-8."""
 

@@ -10,6 +10,9 @@ import weakref
 
 from autobatcher.errors import JournalError
 
+_process = os.getpid()
+"""This one; asking for it at each call of a client would show."""
+
 
 def check_process(pid: int, what: object = "the journal") -> None:
     """Refuse what another process has opened.
@@ -17,7 +20,7 @@ def check_process(pid: int, what: object = "the journal") -> None:
     Raises:
         JournalError: this is not that process.
     """
-    if os.getpid() != pid:
+    if _process != pid:
         raise JournalError(
             f"{what}: in use by process {pid}, of which this one is a fork: a journal that was open at a fork cannot be"
             " used in the child"
@@ -33,6 +36,8 @@ def keep_in_children(connected: object) -> None:
 
 
 def _keep() -> None:
+    global _process  # noqa: PLW0603 -- the one moment at which it changes
+    _process = os.getpid()
     import ctypes  # noqa: PLC0415 -- few programs fork
 
     for connected in _open:

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import orjson
 
-from autobatcher.core.outcomes import Answer
+from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.errors import JournalError
 from autobatcher.journal.store import JournalledRequest
 
 REQUESTS = 2**19
-ANSWERS = 2**16
+ANSWERS = 2**18
 """Bytes after which another row is begun: one of answers is read whole for each of them that is looked up."""
 
 IN_MEMORY = 2**25
@@ -134,10 +134,9 @@ def _lines(bodies: Sequence[bytes]) -> bytes:
     So each comes back as it was, whether or not JSON's decoders like it. A line break in a body stands between two
     tokens, and means nothing there.
     """
+    if LooseJson in map(type, bodies):
+        bodies = [_kept(body) if type(body) is LooseJson else body for body in bodies]
     lines = b"\n,".join(bodies)
-    if b"NaN" in lines or b"Infinity" in lines:
-        bodies = list(map(_kept, bodies))
-        lines = b"\n,".join(bodies)
     if lines.count(b"\n") >= len(bodies):
         lines = b"\n,".join(body.replace(b"\n", b" ") for body in bodies)
     return b"[\n%b\n]" % lines
@@ -149,12 +148,10 @@ _AS_TEXT = b'" '
 
 def is_json(body: bytes) -> bool:
     """Whether a body, which Python has read as JSON, is JSON: NaN is not, and SQLite would read nothing beside it."""
-    if b"NaN" not in body and b"Infinity" not in body:
-        return True
     try:
         msgspec.json.decode(body)
     except msgspec.DecodeError:
-        return False
+        return b"NaN" not in body and b"Infinity" not in body
     return True
 
 

@@ -35,7 +35,7 @@ APPLICATION_ID = 0x41426A6C
 
 VERSION = 2
 
-PAGE = 2**14
+PAGE = 2**15
 """Bytes; rows are large, and SQLite's usual quarter of this costs half as much again."""
 
 _MAGIC = b"SQLite format 3\0"

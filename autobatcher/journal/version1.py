@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from autobatcher.core.outcomes import LooseJson
 from autobatcher.journal.groups import INSERT_ANSWERS, INSERT_REQUESTS, TABLES, columns
 
 _RENAME = """
@@ -39,4 +40,4 @@ def _elements(row: bytes) -> Iterator[tuple[Any, ...]]:
     lines = row.split(b"\n")
     for head, body in zip(lines[1:-1:2], lines[2::2], strict=True):
         key, *others = msgspec.json.decode(head.lstrip(b",")[:-1] + b"]")
-        yield bytes.fromhex(key), *others, body[:-1]
+        yield bytes.fromhex(key), *others, LooseJson(body[:-1])

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autobatcher.cli import build_app
-from autobatcher.core.outcomes import Answer
+from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.journal import JournalledRequest, SqliteJournal
 
 
@@ -71,7 +71,7 @@ def test_it_exports_requests_and_answers_and_overwrites_nothing(path: Path, tmp_
 
 def test_it_exports_an_answer_with_nan_as_json(path: Path, tmp_path: Path) -> None:
     journal = SqliteJournal(path)
-    journal.answered([(bytes(15) + b"\x01", 0, Answer(200, "req-2", b'{"x":NaN}'))])
+    journal.answered([(bytes(15) + b"\x01", 0, Answer(200, "req-2", LooseJson(b'{"x":NaN}')))])
     journal.close()
     assert run(path, "--export", tmp_path / "out.jsonl")[0] == 0
     _, line, _ = (tmp_path / "out.jsonl").read_bytes().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autobatcher.core.outcomes import Answer
+from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.journal import Journal, JournalledRequest, OpenBatch, SqliteJournal
 from tests.journal.memory import MemoryJournal
 
@@ -144,7 +144,7 @@ def test_texts_come_back_byte_for_byte(again: Again, text: str, request_id: str 
     "text", ['{"x":NaN}', "-Infinity", '{\n"x": "\\"NaN\\ud800ü",0}', '"NaN,0"', '"NaN",0']
 )
 def test_answers_that_only_python_reads_come_back_too(again: Again, text: str) -> None:
-    bodies = [b'{"before":1}', text.encode(), b'"after"']
+    bodies = [b'{"before":1}', LooseJson(text.encode()), b'"after"']
     again().answered((key(n), 0, Answer(200, "r", body)) for n, body in enumerate(bodies))
     for n, body in enumerate(bodies):
         assert again().answer(key(n), 0) == Answer(200, "r", body)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from autobatcher import JournalError
-from autobatcher.core.outcomes import Answer
+from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.journal import JournalledRequest, SqliteJournal
 from autobatcher.journal.reading import export, summary
 from autobatcher.runtime.record import batch_of
@@ -44,7 +44,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         journal.uploaded(number, "file-1")
         journal.created(number, "batch-1")
         journal.answered(
-            [(KEYS[first], 0, Answer(200, "r", b'{"x":NaN}')), (KEYS[0], 1, Answer(200, None, b"1"))]
+            [
+                (KEYS[first], 0, Answer(200, "r", LooseJson(b'{"x":NaN}'))),
+                (KEYS[0], 1, Answer(200, None, b"1")),
+            ]
         )
     journal.close()
     return path

@@ -98,7 +98,7 @@ async def test_answers_that_cannot_be_written_are_read_again(path: Path, then: s
     async with serving(latency_seconds=60, partial_results=partial) as api:
         client, wire = client_of(api, path)
         async with client:
-            with files_end_at(900 * KILO):
+            with files_end_at(1075 * KILO):
                 results = await outcomes(client, questions)
             failed = [isinstance(result, JournalError) for result in results]
             assert not failed[0]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autobatcher import BatchOpenAI, JournalError
-from autobatcher.core.outcomes import Answer
+from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.journal import JournalledRequest, SqliteJournal
 from autobatcher.journal.reading import summary
 from autobatcher.journal.sqlite import VERSION
@@ -204,7 +204,9 @@ def test_anybody_may_read_it_meanwhile(path: Path) -> None:
 def test_an_answer_with_nan_hides_no_other_from_sqlite(path: Path) -> None:
     journal = SqliteJournal(path)
     bodies = ['{"x":1}', '{"x":NaN}', '{"x":[-Infinity,"\\ud800"]}', '"NaN"', '{"x":"Infinity"}']
-    journal.answered((bytes(16), n, Answer(200, "r", body.encode())) for n, body in enumerate(bodies))
+    journal.answered(
+        (bytes(16), n, Answer(200, "r", LooseJson(body.encode()))) for n, body in enumerate(bodies)
+    )
     journal.close()
     db = sqlite3.connect(path)
     found = [body for (body,) in db.execute("SELECT body FROM answers ORDER BY n")]
