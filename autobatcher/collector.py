@@ -229,11 +229,11 @@ class Collector:
         """
         if self.closed:
             return None
-        if self._record is not None:
-            self._record.check()
         loop = current_loop()
         driver = self._drivers.get(loop)
-        if driver is None:
+        if driver is None:  # as in a forked child, where every event loop is another one
+            if self._record is not None:
+                self._record.check()
             self._forget_dead()
             driver = self._drivers[loop] = Driver(
                 self._engine(),

@@ -19,7 +19,7 @@ from autobatcher import BatchOpenAI, JournalError
 from autobatcher.core.outcomes import Answer, LooseJson
 from autobatcher.journal import JournalledRequest, SqliteJournal
 from autobatcher.journal.reading import summary
-from autobatcher.journal.sqlite import VERSION
+from autobatcher.journal.sqlite import PAGE, VERSION
 
 
 def fill(journal: SqliteJournal, count: int = 3) -> int:
@@ -151,8 +151,8 @@ def test_what_is_refused_keeps_what_was_not_yet_in_the_file_itself(
     journal.close()
     if why == "damaged":
         with (killed / path.name).open("r+b") as file:
-            file.seek(-16384, os.SEEK_END)
-            file.write(os.urandom(16384))
+            file.seek(-4 * PAGE, os.SEEK_END)
+            file.write(os.urandom(4 * PAGE))
     assert len(content(killed / path.name)) == 2
     refused(killed / path.name, why)
 
