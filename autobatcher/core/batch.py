@@ -151,11 +151,13 @@ class Batch(msgspec.Struct, eq=False):
         number: int,
         file_id: str | None,
         batch_id: str | None,
+        size: int,
         age: float,
         now: float,
     ) -> Batch:
         """A batch that an earlier run made, `age` seconds ago if it is known to exist."""
         batch = cls(endpoint, model, entries, closed_at=now - age, not_before=now)
+        batch.size = size
         batch.number, batch.restored, batch.cancelled_before = number, True, None
         for request in batch.requests:
             request.place = batch

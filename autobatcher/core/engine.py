@@ -145,6 +145,7 @@ class Engine(msgspec.Struct, eq=False):
 
     def restore(self, batch: Batch, now: float) -> list[Effect]:
         """Go on with a batch of an earlier run."""
+        batch.tokens = self.admission.estimate(batch.model, batch.size)
         self.batches[id(batch)] = batch
         return self._if_deserted(batch, now)
 

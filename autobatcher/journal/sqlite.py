@@ -48,6 +48,7 @@ CREATE TABLE batches (
     endpoint TEXT NOT NULL,
     model TEXT NOT NULL,
     begun_at REAL NOT NULL,
+    size INTEGER NOT NULL,
     file_id TEXT,
     batch_id TEXT,
     created_at REAL,
@@ -57,14 +58,14 @@ CREATE INDEX open_batches ON batches (base_url) WHERE ended_at IS NULL;
 """
 
 _OPEN_BATCHES = """
-SELECT number, endpoint, model, file_id, batch_id, created_at FROM batches
+SELECT number, endpoint, model, file_id, batch_id, created_at, size FROM batches
 WHERE base_url = ? AND ended_at IS NULL ORDER BY number
 """
 
 Time = Annotated[float, msgspec.Meta(ge=0, lt=2**37)]
 """Unix seconds of which a date can be made."""
 
-_OpenBatchRow = tuple[int, str, str, str | None, str | None, Time | None]
+_OpenBatchRow = tuple[int, str, str, str | None, str | None, Time | None, int]
 
 _OPEN_REQUESTS = """
 SELECT batch, position, custom_id, key, n FROM request_index JOIN batches ON number = batch
@@ -192,12 +193,15 @@ class SqliteJournal:
         with self._mutex, self._readable:
             return self._indexes.answer(key, n, self._newest)
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
+    def begin(
+        self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest], size: int
+    ) -> int:
         """As in `Journal`."""
         with self._writing() as db:
-            values = (base_url, endpoint, model, time.time())
+            values = (base_url, endpoint, model, time.time(), size)
             row = db.execute(
-                "INSERT INTO batches (base_url, endpoint, model, begun_at) VALUES (?, ?, ?, ?)", values
+                "INSERT INTO batches (base_url, endpoint, model, begun_at, size) VALUES (?, ?, ?, ?, ?)",
+                values,
             )
             number = int(row.lastrowid or 0)
             db.executemany(INSERT_REQUESTS, request_groups(number, requests))
@@ -239,10 +243,7 @@ class SqliteJournal:
             requests: dict[int, dict[int, tuple[str, bytes, int]]] = {}
             for batch, position, custom_id, key, n in self._db.execute(_OPEN_REQUESTS, (base_url,)):
                 requests.setdefault(batch, {})[position] = (custom_id, key, n)
-            return [
-                OpenBatch(number, endpoint, model, file_id, batch_id, created_at, requests.get(number, {}))
-                for number, endpoint, model, file_id, batch_id, created_at in rows
-            ]
+            return [OpenBatch(*row, requests.get(row[0], {})) for row in rows]
 
     def close(self) -> None:
         """As in `Journal`; in a forked child it does nothing."""

@@ -35,6 +35,7 @@ class OpenBatch:
         file_id: of the input file; None if its upload was not seen to end.
         batch_id: the server's; None if the creation was not seen to end.
         created_at: when the creation was noted, in Unix seconds; None if it was not.
+        size: of its file, in bytes.
         requests: those that are in this batch, in no later one, and have no answer: by their place in the file, from
             0, the custom_id, key and n.
     """
@@ -45,6 +46,7 @@ class OpenBatch:
     file_id: str | None
     batch_id: str | None
     created_at: float | None
+    size: int
     requests: Mapping[int, tuple[str, bytes, int]] = field(repr=False)
 
 
@@ -68,8 +70,12 @@ class Journal(Protocol):
     def answer(self, key: bytes, n: int) -> Answer | None:
         """The answer to the n-th request of this key, if it is there."""
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
-        """Note a batch and its requests, in the order of their lines, before the upload; its number.
+    def begin(
+        self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest], size: int
+    ) -> int:
+        """Note a batch, its requests in the order of their lines, and the bytes of its file, before the upload.
+
+        Returns the batch's number.
 
         Requests that are known (by key and n) are in this batch from now on.
         """

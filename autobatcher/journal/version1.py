@@ -15,7 +15,12 @@ _RENAME = """
 DROP VIEW requests;
 DROP VIEW answers;
 ALTER TABLE request_groups RENAME TO old_requests;
-ALTER TABLE answer_groups RENAME TO old_answers
+ALTER TABLE answer_groups RENAME TO old_answers;
+ALTER TABLE batches ADD COLUMN size INTEGER NOT NULL DEFAULT 0
+"""
+
+_SIZES = """
+UPDATE batches SET size = ifnull((SELECT sum(length(CAST(requests AS BLOB))) FROM old_requests WHERE batch = number), 0)
 """
 
 
@@ -27,6 +32,7 @@ def migrate(db: sqlite3.Connection) -> None:
     db.executemany(INSERT_REQUESTS, ((batch, position, *_columns(row)) for batch, position, row in rows))
     rows = db.execute("SELECT answered_at, CAST(answers AS BLOB) FROM old_answers ORDER BY id")
     db.executemany(INSERT_ANSWERS, ((answered_at, *_columns(row)) for answered_at, row in rows))
+    db.execute(_SIZES)
     db.execute("DROP TABLE old_requests")
     db.execute("DROP TABLE old_answers")
 

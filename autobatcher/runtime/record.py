@@ -182,7 +182,7 @@ class Record:
             for request in requests
         )
         with self._lock:  # else another loop could take it for one that nobody follows
-            batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted)
+            batch.number = self.journal.begin(base_url, batch.endpoint, batch.model, noted, batch.size)
             self._held[batch.number] = loop
         batch.noted = len(requests)
 
@@ -461,6 +461,7 @@ def batch_of(found: OpenBatch, now: float) -> Batch:
         number=found.number,
         file_id=found.file_id,
         batch_id=found.batch_id,
+        size=found.size,
         age=age,
         now=now,
     )

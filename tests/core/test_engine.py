@@ -435,7 +435,7 @@ def test_what_was_cancelled_before_this_run_is_sent_again(rig: Rig, first: str) 
         name: Request(name, "/v1/x", "m", b"", 1, key=name.encode()) for name in "ab"
     }
     batch = Batch.restored_from(
-        "/v1/x", "m", requests, number=1, file_id="f1", batch_id="b1", age=0.0, now=rig.now
+        "/v1/x", "m", requests, number=1, file_id="f1", batch_id="b1", size=2, age=0.0, now=rig.now
     )
     rig.apply(rig.engine.restore(batch, rig.now))
     if first != "cancelled":

@@ -16,6 +16,7 @@ class _Batch:
     base_url: str
     endpoint: str
     model: str
+    size: int
     file_id: str | None = None
     batch_id: str | None = None
     created_at: float | None = None
@@ -38,10 +39,12 @@ class MemoryJournal:
     def answer(self, key: bytes, n: int) -> Answer | None:
         return self._answers.get((key, n))
 
-    def begin(self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest]) -> int:
+    def begin(
+        self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest], size: int
+    ) -> int:
         with self._lock:
             number = len(self._batches) + 1
-            batch = self._batches[number] = _Batch(base_url, endpoint, model)
+            batch = self._batches[number] = _Batch(base_url, endpoint, model, size)
             for position, request in enumerate(requests):
                 name = request.key, request.n
                 if name in self._places:
@@ -76,6 +79,7 @@ class MemoryJournal:
                     batch.file_id,
                     batch.batch_id,
                     batch.created_at,
+                    batch.size,
                     {place: it for place, it in batch.requests.items() if it[1:] not in self._answers},
                 )
                 for number, batch in self._batches.items()

@@ -64,7 +64,9 @@ def fill(path: Path, answers: int) -> None:
             for number in range(first, min(first + BATCH, answers))
             for body in (orjson.dumps(fields(number)),)
         ]
-        batch = journal.begin(URL, "/v1/chat/completions", "m", requests)
+        batch = journal.begin(
+            URL, "/v1/chat/completions", "m", requests, sum(len(request.body) for request in requests)
+        )
         for start in range(0, len(requests), GROUP):
             journal.answered(
                 (request.key, 0, Answer(200, "r", answer(first + number)))

@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "run.db"
     journal = SqliteJournal(path)
     requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b'{"n":%d}' % n) for n in range(3)]
-    journal.uploaded(journal.begin("http://x/", "/v1/x", "m", requests), "file-1")
+    journal.uploaded(journal.begin("http://x/", "/v1/x", "m", requests, 9), "file-1")
     journal.answered([(bytes(16), 0, Answer(200, "req-1", b'{"x":1}'))])
     journal.close()
     return path
@@ -43,7 +43,7 @@ def test_the_ids_of_batches_are_whole(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", columns)
     name = "batch_" + 32 * "0"
     journal = SqliteJournal(path)
-    journal.created(journal.begin("http://x/", "/v1/chat/completions", "gpt-4o-mini-2024-07-18", []), name)
+    journal.created(journal.begin("http://x/", "/v1/chat/completions", "gpt-4o-mini-2024-07-18", [], 0), name)
     journal.close()
     assert name in run(path)[1]
 

@@ -18,6 +18,9 @@ from tests.journal.memory import MemoryJournal
 URL = "http://x/"
 ANSWER = Answer(200, "req-1", b'{"x":1}')
 
+SIZE = 1_234
+"""Of the files, in bytes: whatever the client says."""
+
 Again = Callable[[], Journal]
 """The store as it is after the end of a process."""
 
@@ -53,7 +56,7 @@ def request_of(number: int, n: int = 0, body: bytes = b"{}") -> JournalledReques
 
 
 def begin(journal: Journal, *numbers: int, base_url: str = URL) -> int:
-    return journal.begin(base_url, "/v1/e", "m", [request_of(number) for number in numbers])
+    return journal.begin(base_url, "/v1/e", "m", [request_of(number) for number in numbers], SIZE)
 
 
 def places(journal: Journal, base_url: str = URL) -> dict[int, dict[int, tuple[str, bytes, int]]]:
@@ -77,7 +80,7 @@ def test_an_empty_one_has_nothing(journal: Journal) -> None:
 def test_a_batch_that_was_begun_is_open_and_has_its_lines_in_order(again: Again) -> None:
     number = begin(again(), 5, 3, 4)
     assert again().open_batches(URL) == [
-        OpenBatch(number, "/v1/e", "m", None, None, None, {0: entry(5), 1: entry(3), 2: entry(4)})
+        OpenBatch(number, "/v1/e", "m", None, None, None, SIZE, {0: entry(5), 1: entry(3), 2: entry(4)})
     ]
     assert not again().has_answers()
 
@@ -111,7 +114,7 @@ def test_an_answer_is_kept_and_its_request_is_open_no_more(again: Again) -> None
 
 
 def test_answers_are_by_key_and_number(journal: Journal) -> None:
-    journal.begin(URL, "/v1/e", "m", [request_of(1, n) for n in range(3)])
+    journal.begin(URL, "/v1/e", "m", [request_of(1, n) for n in range(3)], SIZE)
     journal.answered((key(1), n, Answer(200, None, b"%d" % n)) for n in (0, 2))
     assert [journal.answer(key(1), n) for n in range(4)] == [
         Answer(200, None, b"0"),
@@ -131,7 +134,7 @@ def test_the_first_answer_stays(journal: Journal) -> None:
 @pytest.mark.parametrize("request_id", [None, "", "req-ü"])
 @pytest.mark.parametrize("text", ['"\\u0000"', '"\\ud800"', '"ü\u2028😀"', " [1.0 , 1] ", "1" * 10**6])
 def test_texts_come_back_byte_for_byte(again: Again, text: str, request_id: str | None) -> None:
-    again().begin(URL, "/v1/ü", "m ü", [request_of(1, body=text.encode())])
+    again().begin(URL, "/v1/ü", "m ü", [request_of(1, body=text.encode())], SIZE)
     answer = Answer(299, request_id, text.encode())
     assert [(batch.endpoint, batch.model) for batch in again().open_batches(URL)] == [("/v1/ü", "m ü")]
     again().answered([(key(1), 0, answer)])
@@ -153,7 +156,7 @@ def test_answers_that_only_python_reads_come_back_too(again: Again, text: str) -
 def test_thousands_are_found_in_any_order(again: Again) -> None:
     numbers = list(range(3000))
     body = b'{"text":"%b"}' % (b"x" * 1000)
-    first = again().begin(URL, "/v1/e", "m", (request_of(number, body=body) for number in numbers))
+    first = again().begin(URL, "/v1/e", "m", (request_of(number, body=body) for number in numbers), SIZE)
     for start in range(0, 2000, 500):
         again().answered(
             (key(n), 0, Answer(200, f"r-{n}", b'{"n":%d}' % n)) for n in range(start, start + 500)
@@ -167,7 +170,7 @@ def test_thousands_are_found_in_any_order(again: Again) -> None:
 
 
 def test_line_breaks_between_the_tokens_of_a_text_do_no_harm(again: Again) -> None:
-    number = again().begin(URL, "/v1/e", "m", [request_of(1, body=b"{\n}"), request_of(2)])
+    number = again().begin(URL, "/v1/e", "m", [request_of(1, body=b"{\n}"), request_of(2)], SIZE)
     again().answered([(key(1), 0, Answer(200, "a", b'{"a":\n1}')), (key(2), 0, ANSWER)])
     found = again().answer(key(1), 0)
     assert found is not None
@@ -179,7 +182,7 @@ def test_line_breaks_between_the_tokens_of_a_text_do_no_harm(again: Again) -> No
 def test_a_request_that_goes_again_is_in_its_last_batch(again: Again) -> None:
     first = begin(again(), 1, 2, 3)
     renamed = JournalledRequest(key(2), 0, "renamed", b"{}")
-    second = again().begin(URL, "/v1/e", "m", [request_of(4), renamed])
+    second = again().begin(URL, "/v1/e", "m", [request_of(4), renamed], SIZE)
     assert places(again()) == {
         first: {0: entry(1), 2: entry(3)},
         second: {0: entry(4), 1: ("renamed", key(2), 0)},

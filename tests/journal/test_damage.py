@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal = SqliteJournal(path)
     for first in (0, 2):
         requests = [JournalledRequest(KEYS[n], 0, f"c-{n}", b'{"n":%d}' % n) for n in (first, first + 1)]
-        number = journal.begin(URL, "/v1/x", "m", requests)
+        number = journal.begin(URL, "/v1/x", "m", requests, 9)
         journal.uploaded(number, "file-1")
         journal.created(number, "batch-1")
         journal.answered(

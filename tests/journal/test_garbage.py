@@ -146,7 +146,7 @@ def test_what_it_ends_during_a_write_is_refused(path: Path) -> None:
             errors.append(error)
         yield JournalledRequest(bytes(16), 0, "c", b"{}")
 
-    soon(lambda: journal.begin("http://x/", "/v1/x", "m", requests()))
+    soon(lambda: journal.begin("http://x/", "/v1/x", "m", requests(), 9))
     assert errors
     assert len(journal.open_batches("http://x/")) == 1
     journal.close()

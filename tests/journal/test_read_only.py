@@ -50,7 +50,7 @@ def path() -> Iterator[Path]:
     path = folder / "run.db"
     journal = SqliteJournal(path)
     requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b"{}") for n in range(3)]
-    journal.begin("http://x/", "/v1/x", "m", requests)
+    journal.begin("http://x/", "/v1/x", "m", requests, 9)
     journal.answered([(bytes(16), 0, Answer(200, "r", b"{}"))])
     journal.close()
     yield path

@@ -174,6 +174,22 @@ async def test_what_is_sent_again_counts_its_tokens(path: Path) -> None:
         assert wire.calls["create"] == 3
 
 
+async def test_a_batch_of_an_earlier_run_counts_its_tokens(path: Path) -> None:
+    texts = [f"<{number}>" + 1000 * " abc" for number in range(2)]  # some 1000 tokens each
+    async with serving(latency_seconds=3600) as api:
+        client, _ = client_of(api, path)
+        async with client:
+            with anyio.move_on_after(30):
+                await ask_all(client, texts)
+        client, wire = client_of(api, path, max_enqueued_tokens=2500)
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, client, texts[0])
+            tasks.start_soon(ask, client, "<another>" + 1000 * " abc")
+            await anyio.sleep(1800)
+            assert not wire.calls["upload"]
+        assert wire.calls["upload"] == 1
+
+
 async def test_lines_that_a_batch_fails_for_are_their_callers_after_a_restart_too(path: Path) -> None:
     async with serving() as api:
         client, wire = client_of(api, path)

@@ -24,7 +24,7 @@ from autobatcher.journal.sqlite import PAGE, VERSION
 
 def fill(journal: SqliteJournal, count: int = 3) -> int:
     requests = [JournalledRequest(bytes(15) + bytes([n]), 0, f"c-{n}", b'{"n":1}') for n in range(count)]
-    return journal.begin("http://x/", "/v1/x", "m", requests)
+    return journal.begin("http://x/", "/v1/x", "m", requests, 9)
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -177,7 +177,7 @@ def test_a_full_disk_raises_where_it_matters_and_damages_nothing(path: Path) -> 
     journal._db.execute("PRAGMA max_page_count = 16")  # the only way to a small disk that needs no privileges
     large = [JournalledRequest(b"k" * 16, 0, "c-l", b'"' + b"x" * 10**6 + b'"')]
     with pytest.raises(JournalError, match="full"):
-        journal.begin("http://x/", "/v1/x", "m", large)
+        journal.begin("http://x/", "/v1/x", "m", large, 9)
     answer = Answer(200, "r", b"{}")
     journal.answered([(bytes(16), 0, answer)])
     assert journal.answer(bytes(16), 0) == answer
@@ -231,7 +231,7 @@ def test_what_it_keeps(path: Path) -> None:
     assert {position: entry[0] for position, entry in batch.requests.items()} == {1: "c-1", 2: "c-2"}
     assert journal.open_batches("http://y/") == []
     again = journal.begin(
-        "http://x/", "/v1/x", "m", [JournalledRequest(bytes(15) + b"\x02", 0, "c-2", b'{"n":1}')]
+        "http://x/", "/v1/x", "m", [JournalledRequest(bytes(15) + b"\x02", 0, "c-2", b'{"n":1}')], 7
     )
     moved: Any = {batch.number: list(batch.requests) for batch in journal.open_batches("http://x/")}
     assert moved == {first: [1], again: [0]}
@@ -283,6 +283,7 @@ def test_a_journal_of_version_1_is_brought_up_to_date(path: Path) -> None:
     assert journal.answer(keys[1], 1) == Answer(200, None, b'{"a": NaN}')
     (batch,) = journal.open_batches("http://x/")
     assert batch.requests == {0: ("c-0", keys[0], 0), 2: ("c-2", keys[2], 2)}
+    assert 3 * len('{"n":0}') < batch.size < 400
     journal.close()
     db = sqlite3.connect(path)
     assert db.execute("SELECT position, key, n, custom_id, body FROM requests").fetchall() == [
