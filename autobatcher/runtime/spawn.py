@@ -69,11 +69,7 @@ class _AsyncioReply(asyncio.Future[Any]):
             self.set_result(value)
 
     def wait(self) -> Awaitable[Any]:
-        return self if not self.done() else self._waited()
-
-    async def _waited(self) -> Any:
-        await asyncio.sleep(0)  # as a call does that goes out, so that what is due in this loop comes between
-        return self.result()
+        return self
 
 
 class _TrioReply:

@@ -16,6 +16,7 @@ from autobatcher import BatchFailedError, ClientClosedError, JournalError, Reque
 from autobatcher._http import httpx
 from autobatcher.core.outcomes import Answer
 from autobatcher.journal import OpenBatch
+from autobatcher.runtime.driver import AT_ONCE
 from tests.journal.memory import MemoryJournal
 from tests.journal.stage import TEXTS, ask, ask_all, client_of, executed, serving, stop_at, table
 
@@ -94,9 +95,10 @@ async def test_finished_answers_need_no_network(path: Path) -> None:
 
 
 async def test_others_have_their_turn_between_finished_answers(path: Path) -> None:
+    texts = [f"<{number}>" for number in range(3 * AT_ONCE)]
     async with serving() as api:
         async with client_of(api, path)[0] as client:
-            await ask_all(client, TEXTS)
+            await ask_all(client, texts)
         turns = 0
 
         async def take_turns() -> None:
@@ -107,9 +109,9 @@ async def test_others_have_their_turn_between_finished_answers(path: Path) -> No
 
         async with client_of(api, path)[0] as client, anyio.create_task_group() as tasks:
             tasks.start_soon(take_turns)
-            for text in TEXTS:
+            for text in texts:
                 assert text in await ask(client, text)
-            assert turns >= len(TEXTS) - 1  # trio takes tasks in any order
+            assert turns >= 2  # trio takes tasks in any order
             tasks.cancel_scope.cancel()
 
 
