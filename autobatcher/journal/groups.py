@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -203,6 +203,16 @@ class Readable:
             raise JournalError(f"{self._path}: the journal is damaged: {error!r}") from error
 
 
+class _Row(NamedTuple):
+    """A row of answers; without names if there are answers in it that do not count."""
+
+    names: list[tuple[bytes, int]]
+    statuses: list[int]
+    request_ids: list[str | None]
+    bodies: list[bytes]
+    size: int
+
+
 class Indexes:
     """The tables `request_index` and `answer_index`, which are as new as the last call of `catch_up`.
 
@@ -213,8 +223,10 @@ class Indexes:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._seen = {"request": 0, "answer": 0}
-        self._rows: OrderedDict[int, tuple[list[int], list[str | None], list[bytes], int]] = OrderedDict()
+        self._rows: OrderedDict[int, _Row] = OrderedDict()
         self._size = 0
+        self._doubled: set[int] = set()
+        self._last = 0, 0
         for statement in _INDEXES.split(";"):
             db.execute(statement)
 
@@ -249,10 +261,12 @@ class Indexes:
             for number, keys, column in rows:
                 numbers = _integers(column)
                 found = _keys(keys, numbers)
-                self._db.executemany(
+                inserted = self._db.executemany(
                     "INSERT OR IGNORE INTO answer_index VALUES (?, ?, ?, ?)",
                     zip(found, numbers, repeat(number), range(len(found)), strict=False),
                 )
+                if inserted.rowcount < len(found):
+                    self._doubled.add(number)
                 self._seen["answer"] = number
 
     @contextmanager
@@ -280,29 +294,40 @@ class Indexes:
         """The answer to a request, if it is there; `newest`: the group up to which to catch up, if it has not."""
         if newest > self._seen["answer"]:
             self._catch_up_answers()
-        found: tuple[int, int] | None = self._db.execute(
-            "SELECT id, place FROM answer_index WHERE key = ? AND n = ?", (key, n)
-        ).fetchone()
-        if found is None:
-            return None
-        number, place = found
-        statuses, request_ids, bodies, _ = self._row(number)
-        return Answer(statuses[place], request_ids[place], _body(bodies[place]))
+        number, place = self._last  # most often the next one is asked for next
+        place += 1
+        row = self._rows.get(number)
+        if row is None or place >= len(row.names) or row.names[place] != (key, n):
+            found: tuple[int, int] | None = self._db.execute(
+                "SELECT id, place FROM answer_index WHERE key = ? AND n = ?", (key, n)
+            ).fetchone()
+            if found is None:
+                return None
+            number, place = found
+            row = self._row(number)
+        self._last = number, place
+        return Answer(row.statuses[place], row.request_ids[place], _body(row.bodies[place]))
 
-    def _row(self, number: int) -> tuple[list[int], list[str | None], list[bytes], int]:
+    def _row(self, number: int) -> _Row:
         row = self._rows.pop(number, None)
         if row is None:
-            statuses, request_ids, bodies = self._db.execute(
-                "SELECT CAST(statuses AS BLOB), CAST(request_ids AS BLOB), CAST(bodies AS BLOB) "
-                "FROM answer_groups WHERE id = ?",
+            keys, numbers, statuses, request_ids, bodies = self._db.execute(
+                "SELECT keys, CAST(numbers AS BLOB), CAST(statuses AS BLOB), CAST(request_ids AS BLOB), "
+                "CAST(bodies AS BLOB) FROM answer_groups WHERE id = ?",
                 (number,),
             ).fetchone()
-            row = _integers(statuses), _optional_texts(request_ids), _bodies(bodies), len(bodies)
-            self._size += len(bodies)
+            row = _Row(
+                [] if number in self._doubled else list(zip(_keys(keys), _integers(numbers), strict=True)),
+                _integers(statuses),
+                _optional_texts(request_ids),
+                _bodies(bodies),
+                len(bodies),
+            )
+            self._size += row.size
         self._rows[number] = row  # the last one that was asked for
         while self._size > IN_MEMORY and len(self._rows) > 1:
             _, oldest = self._rows.popitem(last=False)
-            self._size -= oldest[-1]
+            self._size -= oldest.size
         return row
 
 

@@ -190,8 +190,12 @@ class SqliteJournal:
     def answer(self, key: bytes, n: int) -> Answer | None:
         """As in `Journal`."""
         check_process(self._pid, self.path)
-        with self._mutex, self._readable:
-            return self._indexes.answer(key, n, self._newest)
+        with self._mutex:
+            try:
+                return self._indexes.answer(key, n, self._newest)
+            except Exception:
+                with self._readable:  # which costs more than a look at the answer
+                    raise
 
     def begin(
         self, base_url: str, endpoint: str, model: str, requests: Iterable[JournalledRequest], size: int

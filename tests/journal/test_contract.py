@@ -153,6 +153,14 @@ def test_answers_that_only_python_reads_come_back_too(again: Again, text: str) -
         assert again().answer(key(n), 0) == Answer(200, "r", body)
 
 
+def test_the_first_of_two_answers_counts_in_whatever_order_they_are_asked_for(again: Again) -> None:
+    first, second = Answer(200, "r", b'{"first":1}'), Answer(200, "r", b'{"second":2}')
+    again().answered([(key(1), 0, first), (key(2), 0, first)])
+    again().answered([(key(3), 0, second), (key(1), 0, second), (key(4), 0, second)])
+    journal = again()
+    assert [journal.answer(key(n), 0) for n in (3, 1, 4, 2)] == [second, first, second, first]
+
+
 def test_thousands_are_found_in_any_order(again: Again) -> None:
     numbers = list(range(3000))
     body = b'{"text":"%b"}' % (b"x" * 1000)
