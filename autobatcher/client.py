@@ -23,6 +23,7 @@ from autobatcher.core.endpoints import batched_path, line_url, model_name, weigh
 from autobatcher.core.outcomes import Closed, Outcome
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
+from autobatcher.hooks import function_of, is_hooked
 from autobatcher.options import BatchOptions
 from autobatcher.promise import Promise, plain_body, unwinds
 from autobatcher.runtime.pool import HttpPool
@@ -239,7 +240,7 @@ class Batching(openai.AsyncOpenAI):
                 break
             driver.settled(entry)  # which another client followed; if that is closed, this one goes on
         if isinstance(call, PlainCall):
-            result = plain_result(call, outcome)
+            result = plain_result(call, outcome) if self._plain else None
             if result is not None:
                 return result
             call = self._call(call)
@@ -257,13 +258,12 @@ class Batching(openai.AsyncOpenAI):
     @property
     def _waits_outside(self) -> bool:
         """Whether a call's way through the SDK's methods may be gone without waiting: nobody listens there."""
-        request = getattr(self.request, "__func__", None)
-        return self._batched and request is _REQUEST
+        return self._batched and function_of(self.request) is _REQUEST
 
     @property
     def _plain(self) -> bool:
-        """Whether the fields of a call are its body, and validated answers are its results."""
-        return not self._strict_response_validation
+        """Whether the fields of a call are its body, validated answers are its results, and nobody can tell."""
+        return not (self._strict_response_validation or is_hooked(self))
 
     def _path(self, options: FinalRequestOptions) -> str:
         """Where a call goes below the base URL."""

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import pathlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import openai
@@ -26,37 +23,16 @@ from openai.resources.chat import AsyncChat, AsyncCompletions
 from openai.types.chat import ChatCompletion
 
 from autobatcher.answers import PlainCall
+from autobatcher.hooks import function_of, is_sdks
 from autobatcher.promise import Promise, unwinding
 
 _F = TypeVar("_F")
 
-_SDK = f"{pathlib.Path(openai.__file__).parent}{os.sep}"
-
-
-_known_sdks: dict[int, object] = {}
-"""By id, for a tracer's wrapper may pass itself off as equal to what it wraps; the functions stay, and so do the ids."""
-
-
-def is_sdks(function: object) -> bool:
-    """Whether the SDK's own code is all there is to a function."""
-    if function is not None and _known_sdks.get(id(function)) is function:
-        return True
-    inner = function
-    while type(inner) is FunctionType and inner.__code__.co_filename.startswith(_SDK):
-        if not hasattr(inner, "__wrapped__"):
-            _known_sdks[id(function)] = function
-            return True
-        inner = inner.__wrapped__
-    return False
-
 
 def _may_unwind(resource: Any, method: object) -> bool:
-    client = resource._client  # noqa: SLF001 -- of a subclass of the SDK's resource
+    client, post = resource._client, resource._post  # noqa: SLF001 -- of a subclass of the SDK's resource
     return (
-        is_sdks(method)
-        and resource._post == client.post  # noqa: SLF001 -- as above
-        and is_sdks(getattr(client.post, "__func__", None))
-        and client._waits_outside  # noqa: SLF001 -- of this package's own client
+        is_sdks(method) and is_sdks(function_of(post)) and post.__self__ is client and client._waits_outside  # noqa: SLF001 -- of this package's own client
     )
 
 

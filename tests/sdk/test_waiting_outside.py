@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import importlib.util
 import inspect
 import json
 import types
@@ -18,6 +19,7 @@ import anyio
 import openai
 import pydantic
 import pytest
+from openai._base_client import AsyncAPIClient
 from openai.resources import AsyncEmbeddings
 from openai.resources.chat import AsyncCompletions
 from openai.resources.responses import AsyncResponses
@@ -27,8 +29,8 @@ from openai.types.responses import Response
 
 from autobatcher import BatchOpenAI
 from autobatcher._http import httpx
+from autobatcher.hooks import is_sdks
 from autobatcher.promise import Promise
-from autobatcher.resources import is_sdks
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +136,9 @@ class Server:
 
     @staticmethod
     def answer(url: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {**ANSWERS[url], "model": body.get("model", ""), "asked": body.get("user")}
+        answer = {**ANSWERS[url], "model": body.get("model", "")}
+        # With it, an answer is none that the SDK's type describes.
+        return {**answer, "asked": body["user"]} if "user" in body else answer
 
 
 @asynccontextmanager
@@ -604,6 +608,165 @@ def test_code_of_a_package_whose_name_begins_like_the_sdks_is_not_the_sdks() -> 
         space: dict[str, Any] = {}
         exec(compile("async def create(): ...", str(path), "exec"), space)
         assert is_sdks(space["create"]) is ours, path
+
+
+# --- somebody listens further in -------------------------------------------------------------------------------
+
+
+def counts_calls(seen: list[Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper of a method, async or not: it notes the calls."""
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append((*args, *kwargs.values()))
+        return call(*args, **kwargs)
+
+    return counted
+
+
+def with_wrapt(seen: list[Any], call: Callable[..., Any]) -> Any:
+    """The same, as a wrapper that passes itself off as what it wraps."""
+    wrapt: Any = importlib.import_module("wrapt")
+
+    def counted(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+        seen.append((*args, *kwargs.values()))
+        return wrapped(*args, **kwargs)
+
+    return wrapt.FunctionWrapper(call, counted)
+
+
+def of_a_call(seen: list[Any]) -> int:
+    """How many of them are of a caller's call, and not of one for its batch."""
+    return sum(
+        any(str(getattr(value, "url", value)).endswith(tuple(PATHS.values())) for value in values)
+        for values in seen
+    )
+
+
+PATHS = {
+    "chat": "/chat/completions",
+    "chat parse": "/chat/completions",
+    "embeddings": "/embeddings",
+    "response": "/responses",
+    "response parse": "/responses",
+}
+INNER = [
+    "_maybe_override_cast_to",
+    "_build_request",
+    "_build_headers",
+    "_prepare_url",
+    "_process_response",
+    "_process_response_data",
+]
+HAS_WRAPT = importlib.util.find_spec("wrapt") is not None
+needs_wrapt = pytest.mark.skipif(not HAS_WRAPT, reason="wrapt is not installed")
+WATCHES = pytest.mark.parametrize(
+    "watch",
+    [pytest.param(counts_calls, id="plain"), pytest.param(with_wrapt, id="wrapt", marks=needs_wrapt)],
+)
+
+
+def realtime_client(server: Server, cls: type[openai.AsyncOpenAI] = openai.AsyncOpenAI) -> openai.AsyncOpenAI:
+    transport = httpx.MockTransport(server)
+    return cls(
+        api_key="k", base_url="http://server.test/v1", http_client=httpx.AsyncClient(transport=transport)
+    )
+
+
+@WATCHES
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("inner", INNER)
+async def test_wrappers_of_inner_methods_see_what_they_see_of_a_realtime_call(
+    monkeypatch: pytest.MonkeyPatch, name: str, inner: str, watch: Callable[[list[Any], Any], Any]
+) -> None:
+    async with serving() as (client, server):
+        realtime = realtime_client(server)
+        found = {}
+        for kind, asked in [("realtime", realtime), ("batched", client)]:
+            on_class: list[Any] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(AsyncAPIClient, inner, watch(on_class, getattr(AsyncAPIClient, inner)))
+                await METHODS[name](asked)
+            on_instance: list[Any] = []
+            setattr(asked, inner, watch(on_instance, getattr(asked, inner)))
+            await METHODS[name](asked)
+            delattr(asked, inner)
+            found[kind] = of_a_call(on_class), of_a_call(on_instance)
+        assert found["batched"] == found["realtime"] == (1, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("inner", INNER)
+async def test_subclasses_of_the_client_are_asked_as_for_a_realtime_call(name: str, inner: str) -> None:
+    seen: list[Any] = []
+
+    class Realtime(openai.AsyncOpenAI):
+        pass
+
+    class Batched(BatchOpenAI):
+        pass
+
+    for cls in (Realtime, Batched):
+        setattr(cls, inner, counts_calls(seen, getattr(cls, inner)))
+    async with serving(Batched) as (client, server):
+        for asked in (realtime_client(server, Realtime), client):
+            seen.clear()
+            assert isinstance(await METHODS[name](asked), ANSWER_TYPES[name])
+            assert of_a_call(seen) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_what_a_subclass_adds_to_the_body_is_sent(name: str) -> None:
+    class Adding(BatchOpenAI):
+        def _build_request(self, options: Any, **kwargs: Any) -> Any:
+            if options.url in PATHS.values():
+                options.json_data = {**options.json_data, "user": "added"}
+            return super()._build_request(options, **kwargs)
+
+    async with serving(Adding) as (client, server):
+        answer: Any = await METHODS[name](client)
+        assert answer.asked == "added"
+        assert [body["user"] for body in server.bodies] == ["added"]
+
+
+@WATCHES
+@pytest.mark.parametrize("name", METHODS)
+async def test_a_wrapper_that_comes_while_a_call_waits_sees_the_answer(
+    monkeypatch: pytest.MonkeyPatch, name: str, watch: Callable[[list[Any], Any], Any]
+) -> None:
+    seen: list[Any] = []
+    async with serving() as (client, server), anyio.create_task_group() as tasks:
+        server.done = False
+        tasks.start_soon(METHODS[name], client)
+        await anyio.sleep(60)
+        wrapper = watch(seen, AsyncAPIClient._process_response)
+        monkeypatch.setattr(AsyncAPIClient, "_process_response", wrapper)
+        server.done = True
+        await anyio.sleep(600)
+        assert of_a_call(seen) == 1
+
+
+@needs_wrapt
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("method", ["request", "post", "_post"])
+async def test_a_wrapper_that_looks_like_what_it_wraps_sees_the_answer(
+    monkeypatch: pytest.MonkeyPatch, name: str, method: str
+) -> None:
+    wrapt: Any = importlib.import_module("wrapt")
+    seen: list[Any] = []
+
+    def traced(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+        return sees_answers(seen, wrapped)(*args, **kwargs)
+
+    async with serving() as (client, _):
+        if method == "_post":
+            for resource in (client.chat.completions, client.embeddings, client.responses):
+                resource._post = wrapt.FunctionWrapper(resource._post, traced)
+        else:
+            wrapper = wrapt.FunctionWrapper(getattr(BatchOpenAI, method), traced)
+            monkeypatch.setattr(BatchOpenAI, method, wrapper)
+        answer = await METHODS[name](client)
+        assert isinstance(answer, ANSWER_TYPES[name])
+        assert any(isinstance(item, ANSWER_TYPES[name]) for item in seen)
 
 
 # --- several at a time, and other ways -------------------------------------------------------------------------
