@@ -71,6 +71,8 @@ async def to_result(
 ) -> Any:
     """The object of the realtime call, or the exception; `line` is the request's in its batch file.
 
+    The call has waited since `started`, by the event loop's clock.
+
     The answer goes through the SDK as an HTTP response with the line's status, request id and body, so that types,
     lenient construction, post parsers, raw responses, streams and status errors are the SDK's.
 
@@ -84,9 +86,9 @@ async def to_result(
     if not isinstance(outcome, Answer):
         _raise(client, outcome, bare)
     body = body_of(whole(line))
-    request = type(bare)(
-        bare.method, bare.url, headers=bare.headers, content=body, extensions=bare.extensions
-    )
+    headers = bare.headers.copy()
+    headers["content-length"] = str(len(body))
+    request = type(bare)(bare.method, bare.url, headers=headers, content=body, extensions=bare.extensions)
     call = call._replace(request=request)
     response = _response(client, call, outcome)
     response.elapsed = dt.timedelta(seconds=anyio.current_time() - started)

@@ -11,7 +11,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import anyio
 import openai
 from openai._compat import cached_property, model_copy
 from openai._models import FinalRequestOptions
@@ -221,12 +220,13 @@ class Batching(openai.AsyncOpenAI):
 
     async def _answer(self, collector: Collector, entry: Request, call: Call | PlainCall) -> Any:
         # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
-        started = anyio.current_time() if isinstance(call, Call) else 0.0
+        started = 0.0
         outcome: Outcome = _CLOSED
         while isinstance(outcome, Closed):
             driver = self._collectors.driver(collector)
             if driver is None:
                 break
+            started = started or driver.now()
             try:
                 entry = driver.submit(entry)
             except OversizedError as error:
@@ -250,9 +250,11 @@ class Batching(openai.AsyncOpenAI):
         """What the SDK would have made of a call that did not need it."""
         options = FinalRequestOptions.construct(method="post", url=f"/{plain.path}")
         options.headers = {"Authorization": openai.Omit(), **plain.headers}
+        options.json_data = {}  # stands in for the body, of which there are headers as well
         if plain.post_parser is not None:
             options.post_parser = plain.post_parser
-        request = self._build_request(options)
+        request = _without_body(self._build_request(options))
+        options.json_data = None
         return Call(plain.path, {}, request, plain.cast_to, options, stream=False, stream_cls=None)
 
     @property
@@ -324,7 +326,9 @@ _CLOSED = Closed(None)
 
 
 def _without_body(request: httpx.Request) -> httpx.Request:
-    return type(request)(request.method, request.url, headers=request.headers, extensions=request.extensions)
+    headers = request.headers.copy()
+    headers.pop("content-length", None)
+    return type(request)(request.method, request.url, headers=headers, extensions=request.extensions)
 
 
 def _for_a_line(options: FinalRequestOptions, fields: dict[str, Any]) -> FinalRequestOptions:

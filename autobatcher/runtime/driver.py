@@ -63,12 +63,12 @@ class Driver:
         self._stopping = False
         self._cancelling = False
         self._new_reply = replies()
-        self._now = clock()
+        self.now = clock()
         self._restore()
         self._join = spawn_root(self._run)
 
     def _restore(self) -> None:
-        now = self._now()
+        now = self.now()
         for batch in self._notes.restored(now, self):
             self._apply(self._engine.restore(batch, now))
         self._wake.set()
@@ -101,7 +101,7 @@ class Driver:
         try:
             request = self._notes.joined(request, self)
             if request.place is None:
-                self._engine.accept(request, self._now())
+                self._engine.accept(request, self.now())
                 self._wake.set()
         except BaseException:
             self._notes.left(request, self)
@@ -117,7 +117,7 @@ class Driver:
             self.settled(request)
             host.leave(request)
             return
-        self._apply(self._engine.abandon(request, self._now()))
+        self._apply(self._engine.abandon(request, self.now()))
         self._notes.left(request, self)
         self._wake.set()
 
@@ -162,13 +162,13 @@ class Driver:
         except Exception as error:  # noqa: BLE001 -- a defect must not leave callers waiting
             _log.exception("the batching task failed; every waiting call gets the error")
             for batch in list(self._engine.batches.values()):
-                self._apply(self._engine.give_up(batch, error, self._now()))
+                self._apply(self._engine.give_up(batch, error, self.now()))
         finally:
             self._stopping = True
             self._dismiss_guests()
             self._notes.stop(self._engine.batches.values(), self)
-            self._apply(self._engine.close(self._now()))
-            self._apply(self._engine.give_up_all(self._now()))
+            self._apply(self._engine.close(self.now()))
+            self._apply(self._engine.give_up_all(self.now()))
             with anyio.CancelScope(shield=True):
                 await self._release()
 
@@ -176,7 +176,7 @@ class Driver:
         """Settle every caller; give the server some time to take cancellations."""
         self._dismiss_guests()
         batches = list(self._engine.batches.values())
-        self._apply(self._engine.close(self._now(), cancel=self._cancelling))
+        self._apply(self._engine.close(self.now(), cancel=self._cancelling))
         self._notes.stop([batch for batch in batches if batch.step is Step.SETTLED])
         for scope in self._looks:  # which may take long to answer, and nobody needs their answers
             scope.cancel()
@@ -194,7 +194,7 @@ class Driver:
     async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what is due, and wait until there is more to do."""
         self._wake = anyio.Event()
-        self._apply(self._engine.wake(self._now()))
+        self._apply(self._engine.wake(self.now()))
         while self._calls:
             tasks.start_soon(self._perform, self._calls.popleft())
         wakeup = self._engine.next_wakeup()
@@ -310,13 +310,13 @@ class Driver:
         return None
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
-        self._apply(self._engine.give_up(batch, error, self._now()))
+        self._apply(self._engine.give_up(batch, error, self.now()))
         self._notes.stop([batch])
         self._wake.set()
 
     def _report(self, report: core.Report) -> None:
         self._notes.note(report)
-        lost = self._apply(self._engine.handle(report, self._now()))
+        lost = self._apply(self._engine.handle(report, self.now()))
         if lost is not None:  # then the batch is given up here, so that a later call finds what was paid for
             raise lost
         if report.batch.step is Step.SETTLED:  # it may be given up here, and not over at the server

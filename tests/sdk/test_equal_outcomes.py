@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import openai
 import pydantic
 import pytest
@@ -590,6 +591,39 @@ async def test_errors(name: str) -> None:
     assert isinstance(realtime, Exception)
     if "parse, " not in name:
         assert isinstance(realtime, openai.APIStatusError)
+
+
+@pytest.mark.parametrize("name", [name for name in ERRORS if re.search("[0-9]{3}$", name)])
+async def test_the_requests_of_errors(name: str) -> None:
+    realtime, batched = await both(ERRORS[name])
+    for request in (realtime.request, batched.request, batched.response.request):
+        assert request.headers["content-length"] == str(len(request.content))
+    headers, expected = ({**error.request.headers} for error in (batched, realtime))
+    body, expected_body = (json.loads(error.request.content) for error in (batched, realtime))
+    if expected_body.pop("stream", None) is not None:  # of which a line says nothing
+        del headers["content-length"], expected["content-length"]
+    for found in (headers, expected):
+        del found["user-agent"]  # it has the name of the client's class
+    del expected["authorization"]
+    assert headers == expected
+    assert body == expected_body
+
+
+@pytest.mark.parametrize("name", ["chat 400", "chat parse 429", "response 500", "embeddings, no input"])
+async def test_the_time_an_error_took_is_that_of_its_batch(name: str) -> None:
+    async with (
+        LocalBatchAPI(LocalConfig()) as api,
+        BatchOpenAI(
+            api_key="k", base_url="http://local/v1", http_client=api.http_client(), max_retries=0
+        ) as client,
+    ):
+        await client.models.list()
+        for _ in range(2):
+            began = anyio.current_time()
+            error = await outcome(ERRORS[name], client)
+            assert isinstance(error, openai.APIStatusError)
+            took = anyio.current_time() - began
+            assert 1 <= error.response.elapsed.total_seconds() <= took  # the window's, of the virtual time
 
 
 @pytest.mark.parametrize("name", NEVER_SENT)
