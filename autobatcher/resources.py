@@ -127,6 +127,14 @@ def outside(cls: type, name: str, short_cut: Callable[[Any, dict[str, Any]], Any
 _CHAT = PlainCall("chat/completions", ChatCompletion)
 
 
+def _create(completions: Any, arguments: dict[str, Any]) -> Any:
+    """The short cut of `create`."""
+    if "messages" not in arguments:
+        return None
+    fields = _fields(AsyncCompletions.create, arguments)
+    return fields and completions._client._plain_answer(_CHAT, fields)  # noqa: SLF001 -- this package's own client
+
+
 def _parse(completions: Any, arguments: dict[str, Any]) -> Any:
     """The short cut of `parse`: making the schema and parsing the answer are the SDK's."""
     fields = _fields(AsyncCompletions.parse, arguments)
@@ -157,18 +165,19 @@ class Completions(AsyncCompletions):
     def create(self, *args: Any, **kwargs: Any) -> Any:
         """As in the SDK, where it is no coroutine function either: the arguments are let go at the call."""
         may_unwind = _may_unwind(self, AsyncCompletions.create)
-        if may_unwind and not args and "messages" in kwargs:
-            fields = _fields(AsyncCompletions.create, kwargs)
-            plain = fields and self._client._plain_answer(_CHAT, fields)  # noqa: SLF001 -- this package's own client
-            if plain:
-                return plain
+        try:
+            plain = _create(self, kwargs) if may_unwind and not args else None
+        except Exception as error:  # noqa: BLE001 -- raised where the SDK raises it
+            return _raised(error)
+        if plain:
+            return plain
         start = functools.partial(super().create, *args, **kwargs)
         call = start()
         if not may_unwind:
             return call
         try:
             begun = _begun(call, start)
-        except Exception as error:  # noqa: BLE001 -- raised where the SDK raises it
+        except Exception as error:  # noqa: BLE001 -- as above
             return _raised(error)
         return _finished(begun)
 

@@ -31,6 +31,7 @@ from autobatcher import BatchOpenAI
 from autobatcher._http import httpx
 from autobatcher.hooks import is_sdks
 from autobatcher.promise import Promise
+from autobatcher.runtime.spool import LARGE
 
 pytestmark = pytest.mark.anyio
 
@@ -443,6 +444,23 @@ async def test_wrong_arguments_raise_where_the_sdk_raises(name: str, kind: str) 
     if name == "chat":  # which is no coroutine function, in the SDK neither
         assert got[0] == expected[0]
     assert (type(got[1]), str(got[1])) == (type(expected[1]), str(expected[1]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("more", [{}, {"extra_body": {"vendor": 1}}], ids=["plain", "extra body"])
+async def test_a_full_disk_is_told_where_a_failing_connection_is(name: str, more: dict[str, Any]) -> None:
+    resource = pytest.importorskip("resource")
+    large = [{"role": "user", "content": "x" * LARGE}] if name != "embeddings" else ["x" * LARGE]
+    async with serving() as (client, server):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow
+        try:
+            where, error = await outcome(lambda: METHODS[name](client, **{CONTENT[name]: large}, **more))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (where, type(error)) == ("at the await", OSError)
+        assert isinstance(await METHODS[name](client, **{CONTENT[name]: large}, **more), ANSWER_TYPES[name])
+        assert len(server.bodies) == 1
 
 
 # --- somebody listens on the way -------------------------------------------------------------------------------
