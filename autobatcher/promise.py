@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -33,23 +33,28 @@ def unwinds() -> bool:
     return asked
 
 
-_ENCODING = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
-
-
 def plain_body(fields: Mapping[str, Any]) -> bytes | None:
     """The body as JSON text in UTF-8; None if it takes more to make, such as of pydantic objects and iterators.
 
-    orjson writes NaN, which is no JSON and which the SDK refuses, as null: such a body is the SDK's to make, and with it
-    each that has a null.
+    orjson takes more types than the SDK, which refuses enum members and UUIDs, and writes NaN, which is no JSON, as
+    null. So only what is of Python's own types is left to it.
     """
     try:
-        body = orjson.dumps(fields, option=_ENCODING)
+        body = orjson.dumps(fields)
     except TypeError:  # orjson's own
         return None
-    return None if b"null" in body and _NULL.search(body) else body
-
-
-_NULL = re.compile(rb"[:,\[]null")
-"""As orjson writes it; in a text it may be something else, which then is the SDK's to make as well."""
+    values: list[Any] = [fields]
+    for value in values:  # which grows; there are no cycles, which orjson refuses
+        kind = type(value)
+        if kind is str:
+            continue
+        if kind is dict:
+            values += value.values()
+        elif kind is list or kind is tuple:
+            values += value
+        elif kind is float:
+            if not isfinite(value):
+                return None
+        elif kind is not int and kind is not bool and value is not None:
+            return None
+    return body

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import enum
 import functools
 import gc
 import importlib.util
 import inspect
 import json
 import types
+import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 import openai
+import orjson
 import pydantic
 import pytest
 from openai._base_client import AsyncAPIClient
@@ -406,9 +411,25 @@ async def outcome(make: Callable[[], Any]) -> tuple[str, BaseException | None]:
     return "nowhere", None
 
 
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Point:
+    x: int
+
+
 WRONG: dict[str, dict[str, Any]] = {
     "no such argument": {"no_such_argument": 1},
     "not to be encoded": {"user": object()},
+    "an enum member": {"user": Colour.RED},
+    "an enum member, further in": {"tools": [{"type": "function", "function": {"name": (Colour.RED,)}}]},
+    "a UUID": {"user": uuid.UUID(int=1)},
+    "encoded already": {"user": orjson.Fragment(b"{}")},
+    "a dataclass": {"user": Point(1)},
+    "a time": {"user": dt.time(1)},
+    "not a number": {"user": float("nan")},
     "not to be encoded, in the extra body": {"extra_body": {"a": {1, 2}}},
     "a wrong timeout": {"timeout": object()},
     "a wrong header": {"extra_headers": {"x": object()}},
