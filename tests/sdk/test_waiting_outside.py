@@ -332,6 +332,17 @@ async def test_nothing_of_the_arguments_is_kept_while_the_call_waits(name: str) 
         assert server.bodies[0]["vendor"] == "v"
 
 
+async def test_a_chat_call_takes_its_arguments_as_they_are_at_the_call() -> None:
+    async with serving() as (client, server):
+        ways: list[dict[str, Any]] = [{}, {"extra_body": {}}]
+        for more in ways:
+            messages = [{"role": "user", "content": "first"}]
+            call = METHODS["chat"](client, messages=messages, **more)
+            messages[0]["content"] = "second"
+            await call
+        assert [body["messages"][0]["content"] for body in server.bodies] == ["first", "first"]
+
+
 async def test_a_chat_call_lets_go_of_its_arguments_before_it_is_awaited() -> None:
     async with serving() as (client, _):
         arguments, refs = watched("chat")
@@ -437,10 +448,10 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", ["content left out", *WRONG])
+@pytest.mark.parametrize("kind", ["content left out", "positional", *WRONG])
 async def test_wrong_arguments_raise_where_the_sdk_raises(name: str, kind: str) -> None:
     def make(client: Any) -> Any:
-        if kind != "content left out":
+        if kind in WRONG:
             return METHODS[name](client, **WRONG[kind])
         resource, method = {
             "chat": (client.chat.completions, "create"),
@@ -449,7 +460,8 @@ async def test_wrong_arguments_raise_where_the_sdk_raises(name: str, kind: str) 
             "response": (client.responses, "create"),
             "response parse": (client.responses, "parse"),
         }[name]
-        return getattr(resource, method)(model="m")
+        call = getattr(resource, method)
+        return call("m") if kind == "positional" else call(model="m")
 
     async with serving() as (client, server):
         realtime = openai.AsyncOpenAI(
@@ -652,14 +664,48 @@ def test_code_of_a_package_whose_name_begins_like_the_sdks_is_not_the_sdks() -> 
 # --- somebody listens further in -------------------------------------------------------------------------------
 
 
+def checked(result: Any) -> Any:
+    """What a method returned; a coroutine is to come to an answer."""
+
+    async def answer() -> Any:
+        found = await result
+        assert not isinstance(found, (Promise, types.CoroutineType))
+        return found
+
+    return answer() if inspect.iscoroutine(result) else result
+
+
 def counts_calls(seen: list[Any], call: Callable[..., Any]) -> Callable[..., Any]:
     """A wrapper of a method, async or not: it notes the calls."""
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         seen.append((*args, *kwargs.values()))
-        return call(*args, **kwargs)
+        return checked(call(*args, **kwargs))
 
     return counted
+
+
+class Disguised:
+    """A wrapper that passes itself off as what it wraps, as wrapt's do; it notes the calls."""
+
+    def __init__(self, seen: list[Any], wrapped: Any) -> None:
+        self._seen, self._wrapped = seen, wrapped
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._seen.append((*args, *kwargs.values()))
+        return checked(self._wrapped(*args, **kwargs))
+
+    def __get__(self, instance: Any, owner: Any) -> Disguised:
+        return Disguised(self._seen, self._wrapped.__get__(instance, owner))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._wrapped == other)
+
+    def __hash__(self) -> int:
+        return hash(self._wrapped)
 
 
 def with_wrapt(seen: list[Any], call: Callable[..., Any]) -> Any:
@@ -668,7 +714,7 @@ def with_wrapt(seen: list[Any], call: Callable[..., Any]) -> Any:
 
     def counted(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
         seen.append((*args, *kwargs.values()))
-        return wrapped(*args, **kwargs)
+        return checked(wrapped(*args, **kwargs))
 
     return wrapt.FunctionWrapper(call, counted)
 
@@ -700,7 +746,11 @@ HAS_WRAPT = importlib.util.find_spec("wrapt") is not None
 needs_wrapt = pytest.mark.skipif(not HAS_WRAPT, reason="wrapt is not installed")
 WATCHES = pytest.mark.parametrize(
     "watch",
-    [pytest.param(counts_calls, id="plain"), pytest.param(with_wrapt, id="wrapt", marks=needs_wrapt)],
+    [
+        pytest.param(counts_calls, id="plain"),
+        pytest.param(Disguised, id="disguised"),
+        pytest.param(with_wrapt, id="wrapt", marks=needs_wrapt),
+    ],
 )
 
 
@@ -784,28 +834,22 @@ async def test_a_wrapper_that_comes_while_a_call_waits_sees_the_answer(
         assert of_a_call(seen) == 1
 
 
-@needs_wrapt
+@WATCHES
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("method", ["request", "post", "_post"])
-async def test_a_wrapper_that_looks_like_what_it_wraps_sees_the_answer(
-    monkeypatch: pytest.MonkeyPatch, name: str, method: str
+async def test_wrappers_on_the_way_get_the_answer_and_no_promise(
+    monkeypatch: pytest.MonkeyPatch, name: str, method: str, watch: Callable[[list[Any], Any], Any]
 ) -> None:
-    wrapt: Any = importlib.import_module("wrapt")
+    """Whatever they pass themselves off as."""
     seen: list[Any] = []
-
-    def traced(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
-        return sees_answers(seen, wrapped)(*args, **kwargs)
-
     async with serving() as (client, _):
         if method == "_post":
             for resource in (client.chat.completions, client.embeddings, client.responses):
-                resource._post = wrapt.FunctionWrapper(resource._post, traced)
+                resource._post = watch(seen, resource._post)
         else:
-            wrapper = wrapt.FunctionWrapper(getattr(BatchOpenAI, method), traced)
-            monkeypatch.setattr(BatchOpenAI, method, wrapper)
-        answer = await METHODS[name](client)
-        assert isinstance(answer, ANSWER_TYPES[name])
-        assert any(isinstance(item, ANSWER_TYPES[name]) for item in seen)
+            monkeypatch.setattr(BatchOpenAI, method, watch(seen, getattr(BatchOpenAI, method)))
+        assert isinstance(await METHODS[name](client), ANSWER_TYPES[name])
+        assert of_a_call(seen) == 1
 
 
 # --- several at a time, and other ways -------------------------------------------------------------------------
