@@ -15,13 +15,12 @@ from typing import Any
 from benchmarks import environments, report, runs
 
 IMPORTS = ("autobatcher", "openai")
-SIZES = [1_000, 10_000, 50_000]
 QUICK_SIZES = [200]
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    sizes = arguments.sizes or (QUICK_SIZES if arguments.quick else SIZES)
+    asked = arguments.sizes or (QUICK_SIZES if arguments.quick else None)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     chosen = set(arguments.only or ())
     measures = {*runs.MEASURES, "import"}
@@ -43,9 +42,8 @@ def main() -> None:
         for name, measure in runs.MEASURES.items():
             if _wanted(name, measures, chosen):
                 keys = [key for key in measure.contestants if _wanted(key, runs.CONTESTANTS, chosen)]
-                for size in measure.sizes(sizes):
-                    can = [key for key in keys if size <= runs.CONTESTANTS[key].most]
-                    _measure(url, name, can, size, results)
+                for turn in measure.turns(asked or measure.sizes, keys):
+                    _measure(url, name, turn, results)
                     _save(out, results)
         if arguments.million:
             results["million"] = _told(runs.run(url, "create", "this", runs.MILLION))
@@ -65,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="everything once, with few calls; asserts no times"
     )
-    parser.add_argument("--sizes", type=_numbers, help="numbers of calls; default 1000,10000,50000")
+    parser.add_argument("--sizes", type=_numbers, help="numbers of calls; each measure has its own")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument(
         "--only",
@@ -95,12 +93,12 @@ def _wanted(name: str, among: Collection[str], chosen: set[str]) -> bool:
     return name in chosen or chosen.isdisjoint(among)
 
 
-def _measure(url: str, name: str, keys: list[str], size: int, results: dict[str, Any]) -> None:
-    """All rounds of one measure at one size; each round begins with another contestant."""
+def _measure(url: str, name: str, turn: list[tuple[str, int]], results: dict[str, Any]) -> None:
+    """All rounds of one turn of a measure; each round begins with another contestant."""
     for number in range(results["rounds"]):
-        turn = number % max(1, len(keys))
-        for key in keys[turn:] + keys[:turn]:
-            run = _told(runs.run(url, name, key, size))
+        first = number % len(turn)
+        for key, calls in turn[first:] + turn[:first]:
+            run = _told(runs.run(url, name, key, calls))
             results["packages"][key] = run.pop("packages")
             results["runs"].append({"round": number, **run})
 

@@ -24,7 +24,7 @@ ANSWERED_AT_ONCE = "realtime"
 def main(source: Path, target: Path) -> None:
     results = json.loads(source.read_text())
     runs = [run for run in results["runs"] if run["measure"] == "create"]
-    sizes = sorted({run["calls"] for run in runs})
+    sizes = sorted({run["calls"] for run in runs if run["contestant"] == "this"})
     keys = [key for key in results["titles"] if any(run["contestant"] == key for run in runs)]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 4.2), layout="constrained")
     width = 0.8 / max(1, len(keys))
@@ -50,8 +50,10 @@ def main(source: Path, target: Path) -> None:
 
 
 def _values(runs: list[dict[str, Any]], key: str, size: int, column: str) -> list[float]:
-    found = [max(run[column], 0.01) for run in runs if (run["contestant"], run["calls"]) == (key, size)]
-    return found or [float("nan")]
+    """Of a contestant's runs with so many calls, or the most that it makes."""
+    made = [run for run in runs if run["contestant"] == key]
+    calls = max((run["calls"] for run in made if run["calls"] <= size), default=0)
+    return [max(run[column], 0.01) for run in made if run["calls"] == calls] or [float("nan")]
 
 
 if __name__ == "__main__":

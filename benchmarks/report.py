@@ -27,23 +27,24 @@ def tables(results: dict[str, Any]) -> str:
     """All of them, as Markdown."""
     runs: list[Run] = results["runs"]
     parts = [_machine(results), _goals(results)]
-    for measure, size in sorted({_kind(run) for run in runs}, key=_order):
-        parts.append(f"### {MEASURES[measure].title}, {size:,} calls")
-        parts.append(_values(runs, measure, size))
-        if ratios := _ratios(runs, measure, size):
-            parts.append(ratios)
+    for measure in MEASURES:
+        for size in _sizes(runs, measure):
+            parts.append(f"### {MEASURES[measure].title}, {size:,} calls")
+            parts.append(_values(runs, measure, size))
+            if ratios := _ratios(runs, measure, size):
+                parts.append(ratios)
     if results["million"]:
         parts.append(f"### {MILLION:,} calls, once")
         parts.append(_values([results["million"]], "create", MILLION))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _kind(run: Run) -> tuple[str, int]:
-    return run["measure"], run["calls"]
-
-
-def _order(kind: tuple[str, int]) -> tuple[int, int]:
-    return list(MEASURES).index(kind[0]), kind[1]
+def _sizes(runs: list[Run], measure: str) -> list[int]:
+    """The numbers of calls of which there is a table: this project's, if it is among the contestants."""
+    made = [run for run in runs if run["measure"] == measure]
+    return sorted(
+        {run["calls"] for run in made if run["contestant"] == "this"} or {run["calls"] for run in made}
+    )
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -75,8 +76,16 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _of(runs: Iterable[Run], measure: str, size: int, contestant: str) -> list[Run]:
-    """A contestant's runs, in the order of the rounds."""
-    return [run for run in runs if _kind(run) == (measure, size) and run["contestant"] == contestant]
+    """A contestant's runs with so many calls, or the most that it makes; in the order of the rounds."""
+    made = [run for run in runs if run["measure"] == measure and run["contestant"] == contestant]
+    calls = max((run["calls"] for run in made if run["calls"] <= size), default=0)
+    return [run for run in made if run["calls"] == calls]
+
+
+def _name(found: Sequence[Run], size: int) -> str:
+    """What a table of `size` calls calls a contestant."""
+    title, calls = CONTESTANTS[found[0]["contestant"]].title, found[0]["calls"]
+    return title if calls == size else f"{title} ({calls:,} calls)"
 
 
 def _values(runs: list[Run], measure: str, size: int) -> str:
@@ -84,7 +93,7 @@ def _values(runs: list[Run], measure: str, size: int) -> str:
     for key in MEASURES[measure].contestants:
         if found := _of(runs, measure, size, key):
             cells = [_spread([run[name] for run in found], digits) for name, digits in _COLUMNS.values()]
-            rows.append([CONTESTANTS[key].title, *cells])
+            rows.append([_name(found, size), *cells])
     return _table([" ", *_COLUMNS], rows)
 
 
@@ -94,7 +103,7 @@ def _ratios(runs: list[Run], measure: str, size: int) -> str:
         pairs = pairs_of(runs, measure, size, key)
         if pairs and key != "this":
             cells = [_spread(_ratio(pairs, name), 2) for name in _RATIOS.values()]
-            rows.append([CONTESTANTS[key].title, *cells])
+            rows.append([_name([theirs for _, theirs in pairs], size), *cells])
     return _table(["this project, as a multiple of", *_RATIOS], rows) if rows else ""
 
 
@@ -120,11 +129,15 @@ def _goals(results: dict[str, Any]) -> str:
             rows.append([title, f"≤ {most:,g}", _spread(values, digits), met])
 
     def ratio(measure: str, other: str, name: str, most: float) -> None:
-        size = _largest(runs, measure, other)
-        pairs = pairs_of(runs, measure, size, other)
-        what = next(title for title, column in _RATIOS.items() if column == name)
-        title = f"{what}, {MEASURES[measure].title}, {size:,} calls: multiple of {CONTESTANTS[other].title}'s"
-        goal(title, _ratio(pairs, name), most)
+        size = _largest(runs, measure)
+        if pairs := pairs_of(runs, measure, size, other):
+            what = next(title for title, column in _RATIOS.items() if column == name)
+            whose = _name([theirs for _, theirs in pairs], size)
+            goal(
+                f"{what}, {MEASURES[measure].title}, {size:,} calls: multiple of that of {whose}",
+                _ratio(pairs, name),
+                most,
+            )
 
     ratio("create", "published", "cpu_us", 0.45)
     ratio("create", "floor", "cpu_us", 1.15)
@@ -132,7 +145,7 @@ def _goals(results: dict[str, Any]) -> str:
         ratio(measure, "realtime", "cpu_us", 0.25)
     ratio("create", "published", "memory_kb", 0.50)
     ratio("create", "floor", "memory_kb", 1.15)
-    size = _largest(runs, "create", "floor")
+    size = _largest(runs, "create")
     stalls = [a["stall_ms"] - b["stall_ms"] for a, b in pairs_of(runs, "create", size, "floor")]
     goal(f"worst stall, {size:,} calls: more than floor's by, ms", stalls, 25, 0)
     if million := results["million"]:
@@ -144,7 +157,7 @@ def _goals(results: dict[str, Any]) -> str:
             goal(f"{what} per request of 1,000,000 calls: multiple of that at {size:,}", values, most)
     imports = results["imports"]
     goal("import: multiple of `import openai`", [a / b for a, b in zip(*imports.values(), strict=True)], 1.1)
-    partial = _of(runs, "partial", _largest(runs, "partial", "this"), "this")
+    partial = _of(runs, "partial", _largest(runs, "partial"), "this")
     goal(
         "partial results: first answer there to first caller, s",
         [run["first_wait_s"] for run in partial],
@@ -154,7 +167,8 @@ def _goals(results: dict[str, Any]) -> str:
     return _table(["goal", "to reach", "reached", "met"], rows) if rows else ""
 
 
-def _largest(runs: list[Run], measure: str, contestant: str) -> int:
-    """The most calls that a contestant made of a kind."""
-    kind = measure, contestant
-    return max((run["calls"] for run in runs if (run["measure"], run["contestant"]) == kind), default=0)
+def _largest(runs: list[Run], measure: str) -> int:
+    """The most calls that this project made of a kind."""
+    return max(
+        (run["calls"] for run in runs if (run["measure"], run["contestant"]) == (measure, "this")), default=0
+    )

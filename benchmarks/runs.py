@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import environments
@@ -16,6 +16,10 @@ POLL = 0.5
 """Seconds between polls, of every contestant that polls."""
 
 MILLION = 1_000_000
+
+SIZES = (1_000, 10_000, 50_000)
+SLOW = (2_000, 50_000)
+"""Of calls that take most of their time in the SDK; more of them would only be waited for."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -28,7 +32,7 @@ class Contestant:
         title: what tables call it.
         program: the module.
         options: fields of its settings.
-        most: calls that are enough of it.
+        most: calls that are enough of it, whatever they are.
     """
 
     title: str
@@ -54,39 +58,65 @@ class Measure:
     Attributes:
         title: what a table of it is called.
         contestants: who can do it.
-        most: calls that are enough of it; greater sizes are cut to this.
+        sizes: how many calls to make, if nobody asks for other numbers.
+        most: calls that are enough of a contestant, where that is not what is enough of it elsewhere.
         options: fields of the contestants' settings.
     """
 
     title: str
     contestants: tuple[str, ...]
-    most: int = MILLION
+    sizes: tuple[int, ...] = SIZES
+    most: Mapping[str, int] = field(default_factory=dict)
     options: tuple[tuple[str, Any], ...] = ()
 
-    def sizes(self, asked: list[int]) -> list[int]:
-        """How many calls to make, of those asked for."""
-        return sorted({min(size, self.most) for size in asked})
+    def turns(self, asked: Iterable[int], keys: Iterable[str]) -> list[list[tuple[str, int]]]:
+        """Who makes how many calls: for each size, the greatest first, what is measured in turns.
+
+        Whoever has enough of fewer calls makes these beside the others' greatest number, once.
+        """
+        turns, made = [], set()
+        for size in sorted(set(asked), reverse=True):
+            most = {key: self.most.get(key, CONTESTANTS[key].most) for key in keys}
+            turn = [(key, min(size, most[key])) for key in keys]
+            turns.append([kind for kind in turn if kind not in made])
+            made.update(turn)
+        return [turn for turn in turns if turn]
 
 
 MEASURES = {
     "create": Measure("create(), 0.5 KB", tuple(CONTESTANTS)),
-    "parse": Measure("parse()", ("this", "realtime", "floor"), most=5_000, options=(("measure", "parse"),)),
+    "parse": Measure(
+        "parse()",
+        ("this", "realtime", "floor"),
+        sizes=SLOW,
+        most={"realtime": 2_000},
+        options=(("measure", "parse"),),
+    ),
     "raw": Measure(
-        "with_raw_response.create()", ("this", "realtime"), most=5_000, options=(("measure", "raw"),)
+        "with_raw_response.create()",
+        ("this", "realtime"),
+        sizes=SLOW,
+        most={"realtime": 2_000},
+        options=(("measure", "raw"),),
     ),
     "embeddings": Measure(
         "embeddings of 1,536 floats",
         ("this", "journal", "published", "realtime", "floor"),
-        most=5_000,
+        sizes=SLOW,
+        most=dict.fromkeys(("journal", "published", "realtime", "floor"), 2_000),
         options=(("measure", "embeddings"),),
     ),
     "large": Measure(
-        "create(), bodies of 100 KB", tuple(CONTESTANTS), most=1_000, options=(("size", 100_000),)
+        "create(), bodies of 100 KB",
+        tuple(CONTESTANTS),
+        sizes=(1_000,),
+        most=dict.fromkeys(CONTESTANTS, 1_000),
+        options=(("size", 100_000),),
     ),
     "partial": Measure(
         "create(), results that show one by one during 4 s",
         ("this", "published"),
-        most=10_000,
+        sizes=(10_000,),
         options=(("spread", 4.0),),
     ),
 }

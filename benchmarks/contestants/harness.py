@@ -56,7 +56,7 @@ class Settings:
     calls: int = 1000
     size: int = 380
     poll: float = 0.5
-    delay: float = 1.25
+    delay: float = 0.75
     spread: float = 0.0
     journal: bool = False
 
@@ -174,7 +174,7 @@ def _post(url: str, **fields: float) -> None:
 
 
 async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
-    warm_up = replace(settings, calls=min(WARM_UP, settings.calls))
+    warm_up = replace(settings, calls=min(WARM_UP, settings.calls), poll=0.05)
     _post(f"{settings.url}/bench/reset", delay=0.0, spread=0.0)
     async with opened(warm_up) as ask:
         await Callers(warm_up, ask).run()
