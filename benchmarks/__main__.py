@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from benchmarks import environments, report, runs
 
 IMPORTS = ("autobatcher", "openai")
+OTHERS = ("million", "import")
+"""Measures that are not runs of contestants in turns."""
+
+UNFINISHED = "unfinished.json"
 QUICK_SIZES = [200]
 
 
@@ -23,8 +28,9 @@ def main() -> None:
     asked = arguments.sizes or (QUICK_SIZES if arguments.quick else None)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     chosen = set(arguments.only or ())
-    measures = {*runs.MEASURES, "import"}
-    out = arguments.out or (None if arguments.quick or chosen else environments.HERE / "results")
+    measures = {*runs.MEASURES, *OTHERS}
+    full = not (arguments.quick or arguments.sizes or arguments.rounds or chosen)
+    out = arguments.out or (environments.HERE / "results" if full else None)
     results: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "machine": _machine(),
@@ -45,20 +51,18 @@ def main() -> None:
                 for turn in measure.turns(asked or measure.sizes, keys):
                     _measure(url, name, turn, results)
                     _save(out, results)
-        if arguments.million:
+        if full or "million" in chosen:
             results["million"] = _told(runs.run(url, "create", "this", runs.MILLION))
     if _wanted("import", measures, chosen):
         _measure_imports(3 if arguments.quick else 4 * rounds, results)
     text = report.tables(results)
     print(text)
     if out is not None:
-        _save(out, results)
-        (out / "tables.md").write_text(text)
-        _draw(out.resolve())
+        _write(out.resolve(), results, text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*runs.CONTESTANTS, *runs.MEASURES, "import"]
+    names = [*runs.CONTESTANTS, *runs.MEASURES, *OTHERS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="everything once, with few calls; asserts no times"
@@ -68,10 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         type=_names(names),
-        help=f"contestants and measures, of {', '.join(names)}; nothing is written without --out",
+        help=f"contestants and measures, of {', '.join(names)}",
     )
-    parser.add_argument("--million", action="store_true", help="also 1,000,000 calls of this project, once")
-    parser.add_argument("--out", type=Path, help="a directory for the results; default benchmarks/results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a directory for the results; default benchmarks/results, if all is run that there is, else none",
+    )
     return parser
 
 
@@ -134,10 +141,27 @@ def _machine() -> dict[str, Any]:
 
 
 def _save(directory: Path | None, results: dict[str, Any]) -> None:
-    """Write down what there is so far."""
+    """Write down what there is so far, beside the results of an earlier run."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (directory / UNFINISHED).write_text(_as_json(results))
+
+
+def _write(directory: Path, results: dict[str, Any], text: str) -> None:
+    """Write all files, when all of them can be written."""
+    _save(directory, results)
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        target = Path(made)
+        (target / "results.json").write_text(_as_json(results))
+        (target / "tables.md").write_text(text)
+        _draw(target)
+        for path in list(target.iterdir()):
+            path.replace(directory / path.name)
+    (directory / UNFINISHED).unlink()
+
+
+def _as_json(results: dict[str, Any]) -> str:
+    return json.dumps(results, indent=1) + "\n"
 
 
 def _draw(directory: Path) -> None:
