@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.runs import CONTESTANTS, MEASURES, MILLION, POLL
@@ -123,9 +123,15 @@ def _goals(results: dict[str, Any]) -> str:
     runs: list[Run] = results["runs"]
     rows: list[Sequence[str]] = []
 
-    def goal(title: str, values: Sequence[float], most: float, digits: int = 2) -> None:
+    def goal(
+        title: str,
+        values: Sequence[float],
+        most: float,
+        digits: int = 2,
+        judged_by: Callable[[Sequence[float]], float] = statistics.median,
+    ) -> None:
         if values:
-            met = "yes" if statistics.median(values) <= most else "no"
+            met = "yes" if judged_by(values) <= most else "no"
             rows.append([title, f"≤ {most:,g}", _spread(values, digits), met])
 
     def ratio(measure: str, other: str, name: str, most: float) -> None:
@@ -159,11 +165,19 @@ def _goals(results: dict[str, Any]) -> str:
     goal("import: multiple of `import openai`", [a / b for a, b in zip(*imports.values(), strict=True)], 1.1)
     partial = _of(runs, "partial", _largest(runs, "partial"), "this")
     goal(
-        "partial results: first answer there to first caller, s",
+        "partial results: first answer there to first caller, s; the most of all rounds",
         [run["first_wait_s"] for run in partial],
         POLL,
+        judged_by=max,
     )
-    goal("partial results: downloads of a line", [run["downloads"] for run in partial], 2)
+    downloads = [run["most_downloads"] for run in partial if "most_downloads" in run]
+    goal(
+        "partial results: downloads of the line downloaded most often; the most of all rounds",
+        downloads,
+        2,
+        0,
+        judged_by=max,
+    )
     return _table(["goal", "to reach", "reached", "met"], rows) if rows else ""
 
 

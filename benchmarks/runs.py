@@ -191,7 +191,7 @@ def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
         "http_calls": stats["calls"],
         "sent_kb": stats["bytes_in"] / calls / 1e3,
         "received_kb": stats["bytes_out"] / calls / 1e3,
-        "downloads": stats["lines_served"] / calls,
+        "most_downloads": stats["downloads"],
         "packages": seen["packages"],
     }
 

@@ -69,7 +69,6 @@ class Stats:
     bytes_out: int = 0
     answered: int = 0
     batches: int = 0
-    lines_served: int = 0
     first_result: float = math.inf
     last_result: float = 0.0
 
@@ -88,6 +87,8 @@ class Batch:
     """When the first result shows."""
     ends: array.array[int] = field(default_factory=lambda: array.array("Q", [0]))
     """Where the lines of the output end, after a zero."""
+    served: list[tuple[int, int]] = field(default_factory=list)
+    """The first line of each download, and the one after its last."""
     failure: str = ""
 
     @property
@@ -113,6 +114,12 @@ class Batch:
         if now >= self.begins + self.spread:
             return lines
         return min(lines, 1 + int(lines * (now - self.begins) / self.spread))
+
+    def most_downloads(self) -> int:
+        """How often the line was sent that was sent most often; it is the first of some download."""
+        return max(
+            (sum(first <= line < end for first, end in self.served) for line, _ in self.served), default=0
+        )
 
     def description(self) -> dict[str, Any]:
         """As in the API."""
@@ -242,7 +249,8 @@ class Server:
                 self.released.set()
                 self.send(writer, b"{}")
             case "GET", ["bench", "stats"]:
-                self.send(writer, json.dumps(vars(self.stats)).encode())
+                downloads = max((batch.most_downloads() for batch in self.batches.values()), default=0)
+                self.send(writer, json.dumps({**vars(self.stats), "downloads": downloads}).encode())
             case _:
                 await call.json()
                 self.send(writer, b'{"error":{"message":"no such path"}}', HTTPStatus.NOT_FOUND)
@@ -310,9 +318,9 @@ class Server:
         head += f"content-length: {end - start}\r\n\r\n"
         writer.write(head.encode())
         self.stats.bytes_out += len(head) + end - start
-        self.stats.lines_served += shown - skip
         await writer.drain()
         if end > start:
+            batch.served.append((skip, shown))
             with batch.output.open("rb") as file:
                 await asyncio.get_running_loop().sendfile(writer.transport, file, start, end - start)
 
