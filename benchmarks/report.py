@@ -20,6 +20,12 @@ _COLUMNS = {
     "HTTP calls": ("http_calls", 0),
 }
 
+LEAST_KB = 4_000
+"""Memory of all calls of a run of which ratios are shown: less is a matter of pages, not of calls."""
+
+ANSWERED_AT_ONCE = "realtime"
+"""Whose memory is not that of so many waiting calls."""
+
 _RATIOS = {"CPU": "cpu_us", "memory": "memory_kb"}
 
 
@@ -114,8 +120,14 @@ def pairs_of(runs: list[Run], measure: str, size: int, other: str) -> list[tuple
 
 
 def _ratio(pairs: Iterable[tuple[Run, Run]], name: str) -> list[float]:
-    """Of each pair; none where the other is too little to be measured."""
-    return [ours[name] / theirs[name] for ours, theirs in pairs if theirs[name] > 0]
+    """Of each pair; none of memory where the other's is too little to be measured, or not that of all calls."""
+    if name == "memory_kb":
+        pairs = [
+            (ours, theirs)
+            for ours, theirs in pairs
+            if theirs["contestant"] != ANSWERED_AT_ONCE and theirs[name] * theirs["calls"] >= LEAST_KB
+        ]
+    return [ours[name] / theirs[name] for ours, theirs in pairs]
 
 
 def _goals(results: dict[str, Any]) -> str:
