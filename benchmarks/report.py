@@ -1,9 +1,14 @@
-"""From runs to tables: medians, the spread, ratios pair by pair."""
+"""From runs to tables: medians, the spread, ratios pair by pair.
+
+`python -m benchmarks.report` makes the tables of the main README and of `benchmarks/results/` from the results anew.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import CONTESTANTS, MEASURES, MILLION, POLL
@@ -45,6 +50,54 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+_SHORT = {
+    "CPU, µs a call": ("cpu_us", 0),
+    "memory, KB a call": ("memory_kb", 1),
+    "worst stall, ms": ("stall_ms", 0),
+}
+
+_MULTIPLE = "this project's CPU, as a multiple"
+
+START, END = "<!-- results -->\n", "<!-- end of results -->\n"
+
+
+def readme(results: dict[str, Any]) -> str:
+    """What the main README says of the results, as Markdown."""
+    runs: list[Run] = results["runs"]
+    machine, size = results["machine"], _largest(runs, "create")
+    others = [row for measure in ("parse", "raw", "embeddings") for row in _short(runs, measure)]
+    return f"""{_table([f"create(), {size:,} calls of 0.5 KB", *_SHORT, _MULTIPLE], _short(runs, "create"))}
+
+{_table(["other calls", *_SHORT, _MULTIPLE], others)}
+
+Medians of {results["rounds"]} interleaved rounds, with the least and the most where they differ, by
+`{results["command"]}` on {machine["cores"]} cores ({machine["cpu"]}, {machine["system"]}, Python {machine["python"]}); multiples are taken
+pair by pair. floor is the least that any client must do, without repeats and errors. Of realtime calls fewer are made,
+and the memory is that of those under way.
+
+What was to be reached, and what was:
+
+{_goals(results)}
+"""
+
+
+def _short(runs: list[Run], measure: str) -> list[list[str]]:
+    """Rows of the main README: the contestants at the greatest number of calls."""
+    size, rows = _largest(runs, measure), []
+    for key in MEASURES[measure].contestants:
+        if found := _of(runs, measure, size, key):
+            ratios = [] if key == "this" else _ratio(pairs_of(runs, measure, size, key), "cpu_us")
+            name = _name(found, size)
+            if measure != "create":
+                name = f"{MEASURES[measure].title}, {size:,} calls: {name}"
+            rows.append([name, *_cells(found, _SHORT), _multiple(ratios)])
+    return rows
+
+
+def _cells(found: Sequence[Run], columns: dict[str, tuple[str, int]]) -> list[str]:
+    return [_spread([run[name] for run in found], digits) for name, digits in columns.values()]
+
+
 def _sizes(runs: list[Run], measure: str) -> list[int]:
     """The numbers of calls of which there is a table: this project's, if it is among the contestants."""
     made = [run for run in runs if run["measure"] == measure]
@@ -81,6 +134,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
+def _multiple(ratios: Sequence[float]) -> str:
+    few = bool(ratios) and statistics.median(ratios) * 10 < 1  # of two digits, one would be a zero
+    return _spread(ratios, 3 if few else 2)
+
+
 def _of(runs: Iterable[Run], measure: str, size: int, contestant: str) -> list[Run]:
     """A contestant's runs with so many calls, or the most that it makes; in the order of the rounds."""
     made = [run for run in runs if run["measure"] == measure and run["contestant"] == contestant]
@@ -95,11 +153,8 @@ def _name(found: Sequence[Run], size: int) -> str:
 
 
 def _values(runs: list[Run], measure: str, size: int) -> str:
-    rows = []
-    for key in MEASURES[measure].contestants:
-        if found := _of(runs, measure, size, key):
-            cells = [_spread([run[name] for run in found], digits) for name, digits in _COLUMNS.values()]
-            rows.append([_name(found, size), *cells])
+    every = [_of(runs, measure, size, key) for key in MEASURES[measure].contestants]
+    rows = [[_name(found, size), *_cells(found, _COLUMNS)] for found in every if found]
     return _table([" ", *_COLUMNS], rows)
 
 
@@ -108,7 +163,7 @@ def _ratios(runs: list[Run], measure: str, size: int) -> str:
     for key in MEASURES[measure].contestants:
         pairs = pairs_of(runs, measure, size, key)
         if pairs and key != "this":
-            cells = [_spread(_ratio(pairs, name), 2) for name in _RATIOS.values()]
+            cells = [_multiple(_ratio(pairs, name)) for name in _RATIOS.values()]
             rows.append([_name([theirs for _, theirs in pairs], size), *cells])
     return _table(["this project, as a multiple of", *_RATIOS], rows) if rows else ""
 
@@ -198,3 +253,17 @@ def _largest(runs: list[Run], measure: str) -> int:
     return max(
         (run["calls"] for run in runs if (run["measure"], run["contestant"]) == (measure, "this")), default=0
     )
+
+
+def main(root: Path) -> None:
+    """Make the tables in `root` anew."""
+    directory, page = root / "benchmarks/results", root / "README.md"
+    results = json.loads((directory / "results.json").read_text())
+    (directory / "tables.md").write_text(tables(results))
+    before, rest = page.read_text().split(START)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{START}{readme(results)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main(Path(__file__).parents[1])
