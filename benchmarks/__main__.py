@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -13,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, report, runs
+from benchmarks import environments, provenance, report, runs
 
 IMPORTS = ("autobatcher", "openai")
 OTHERS = ("million", "import")
@@ -33,7 +31,7 @@ def main() -> None:
     out = arguments.out or (environments.HERE / "results" if full else None)
     results: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "machine": _machine(),
+        "machine": provenance.machine(),
         "rounds": rounds,
         "packages": {},
         "titles": {key: contestant.title for key, contestant in runs.CONTESTANTS.items()},
@@ -120,24 +118,6 @@ def _told(run: dict[str, Any]) -> dict[str, Any]:
     told = f"{run['measure']} {run['calls']:,} {run['contestant']}: {run['cpu_us']:.1f} µs, {run['memory_kb']:.1f} KB"
     print(f"{told}, stall {run['stall_ms']:.0f} ms, {run['total_s']:.1f} s", file=sys.stderr)
     return run
-
-
-def _machine() -> dict[str, Any]:
-    cpu, memory = platform.processor() or platform.machine(), 0.0
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    if hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
 
 
 def _save(directory: Path | None, results: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import described
 from benchmarks.runs import CONTESTANTS, MEASURES, MILLION, POLL
 
 Run = dict[str, Any]
@@ -66,9 +67,9 @@ def readme(results: dict[str, Any]) -> str:
     runs: list[Run] = results["runs"]
     machine, size = results["machine"], _largest(runs, "create")
     others = [row for measure in ("parse", "raw", "embeddings") for row in _short(runs, measure)]
-    return f"""{_table([f"create(), {size:,} calls of 0.5 KB", *_SHORT, _MULTIPLE], _short(runs, "create"))}
+    return f"""{table([f"create(), {size:,} calls of 0.5 KB", *_SHORT, _MULTIPLE], _short(runs, "create"))}
 
-{_table(["other calls", *_SHORT, _MULTIPLE], others)}
+{table(["other calls", *_SHORT, _MULTIPLE], others)}
 
 Medians of {results["rounds"]} interleaved rounds, with the least and the most where they differ, by
 `{results["command"]}` on {machine["cores"]} cores ({machine["cpu"]}, {machine["system"]}, Python {machine["python"]}); multiples are taken
@@ -95,7 +96,7 @@ def _short(runs: list[Run], measure: str) -> list[list[str]]:
 
 
 def _cells(found: Sequence[Run], columns: dict[str, tuple[str, int]]) -> list[str]:
-    return [_spread([run[name] for run in found], digits) for name, digits in columns.values()]
+    return [spread([run[name] for run in found], digits) for name, digits in columns.values()]
 
 
 def _sizes(runs: list[Run], measure: str) -> list[int]:
@@ -107,24 +108,22 @@ def _sizes(runs: list[Run], measure: str) -> list[int]:
 
 
 def _machine(results: dict[str, Any]) -> str:
-    machine = results["machine"]
     packages = "\n".join(
         f"- {CONTESTANTS[key].title}: {', '.join(f'{name} {version}' for name, version in found.items())}"
         for key, found in results["packages"].items()
     )
-    return f"""{machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]} GB; {machine["system"]}; \
-Python {machine["python"]}. `{results["command"]}`, {results["rounds"]} rounds; medians, with the least and the most \
+    return f"""{described(results["machine"])}. `{results["command"]}`, {results["rounds"]} rounds; medians, with the least and the most \
 in parentheses.
 
 {packages}"""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
     """The median, and the least and the most if they differ in what is shown of them."""
     if not values:
         return "-"
@@ -136,7 +135,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _multiple(ratios: Sequence[float]) -> str:
     few = bool(ratios) and statistics.median(ratios) * 10 < 1  # of two digits, one would be a zero
-    return _spread(ratios, 3 if few else 2)
+    return spread(ratios, 3 if few else 2)
 
 
 def _of(runs: Iterable[Run], measure: str, size: int, contestant: str) -> list[Run]:
@@ -155,7 +154,7 @@ def _name(found: Sequence[Run], size: int) -> str:
 def _values(runs: list[Run], measure: str, size: int) -> str:
     every = [_of(runs, measure, size, key) for key in MEASURES[measure].contestants]
     rows = [[_name(found, size), *_cells(found, _COLUMNS)] for found in every if found]
-    return _table([" ", *_COLUMNS], rows)
+    return table([" ", *_COLUMNS], rows)
 
 
 def _ratios(runs: list[Run], measure: str, size: int) -> str:
@@ -165,7 +164,7 @@ def _ratios(runs: list[Run], measure: str, size: int) -> str:
         if pairs and key != "this":
             cells = [_multiple(_ratio(pairs, name)) for name in _RATIOS.values()]
             rows.append([_name([theirs for _, theirs in pairs], size), *cells])
-    return _table(["this project, as a multiple of", *_RATIOS], rows) if rows else ""
+    return table(["this project, as a multiple of", *_RATIOS], rows) if rows else ""
 
 
 def pairs_of(runs: list[Run], measure: str, size: int, other: str) -> list[tuple[Run, Run]]:
@@ -199,7 +198,7 @@ def _goals(results: dict[str, Any]) -> str:
     ) -> None:
         if values:
             met = "yes" if judged_by(values) <= most else "no"
-            rows.append([title, f"≤ {most:,g}", _spread(values, digits), met])
+            rows.append([title, f"≤ {most:,g}", spread(values, digits), met])
 
     def ratio(measure: str, other: str, name: str, most: float) -> None:
         size = _largest(runs, measure)
@@ -245,7 +244,7 @@ def _goals(results: dict[str, Any]) -> str:
         0,
         judged_by=max,
     )
-    return _table(["goal", "to reach", "reached", "met"], rows) if rows else ""
+    return table(["goal", "to reach", "reached", "met"], rows) if rows else ""
 
 
 def _largest(runs: list[Run], measure: str) -> int:

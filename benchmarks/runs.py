@@ -147,8 +147,10 @@ def server() -> Iterator[str]:
         process.wait()
 
 
-def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
-    """Let a contestant make its calls; what the table is made of.
+def perform(
+    url: str, measure: str, key: str, calls: int, **options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Let a contestant make its calls; what it and the server say of them.
 
     Raises:
         WrongAnswersError: an answer is missing or wrong, or the server was asked for more or fewer.
@@ -156,7 +158,7 @@ def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
     """
     contestant = CONTESTANTS[key]
     settings = {"url": url, "calls": calls, "poll": POLL}
-    settings |= dict(MEASURES[measure].options) | dict(contestant.options)
+    settings |= dict(MEASURES[measure].options) | dict(contestant.options) | options
     done = subprocess.run(
         [
             environments.python_of(contestant.program),
@@ -177,6 +179,12 @@ def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
         raise WrongAnswersError(
             f"{contestant.title}: of {calls} answers {seen['right']} are right; the server made {stats['answered']}"
         )
+    return seen, stats
+
+
+def run(url: str, measure: str, key: str, calls: int) -> dict[str, Any]:
+    """Let a contestant make its calls; what the table is made of."""
+    seen, stats = perform(url, measure, key, calls)
     return {
         "measure": measure,
         "contestant": key,

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contestants import work
+from contestants import sampling, work
 
 WARM_UP = 16
 """Calls that are made before the clocks run: what is imported and set up at first use is no cost of a request."""
@@ -50,6 +50,7 @@ class Settings:
         poll: seconds between polls.
         delay, spread: of the server: when results show after a batch was made, and over how long a time.
         journal: whether this project's client keeps one.
+        profile: whether to sample where the time goes, which takes some itself.
     """
 
     url: str
@@ -60,6 +61,7 @@ class Settings:
     delay: float = 0.75
     spread: float = 0.0
     journal: bool = False
+    profile: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -189,7 +191,9 @@ async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
         memory = Memory()
         heartbeat = Heartbeat()
         started, cpu = time.time(), time.process_time()
-        await callers.run()
+        sampler = sampling.Sampler()
+        with sampler if settings.profile else contextlib.nullcontext():
+            await callers.run()
         cpu = time.process_time() - cpu
         heartbeat.stop()
         peak = memory.peak()
@@ -202,6 +206,7 @@ async def _measured(settings: Settings, opened: Opened) -> dict[str, Any]:
         "started": started,
         "first": callers.first,
         "last": callers.last,
+        "profile": sampler.seconds,
     }
 
 
