@@ -31,6 +31,7 @@ def main() -> None:
     out = arguments.out or (environments.HERE / "results" if full else None)
     results: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "commit": provenance.commit(),
         "machine": provenance.machine(),
         "rounds": rounds,
         "packages": {},

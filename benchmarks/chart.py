@@ -83,7 +83,7 @@ def main(source: Path, target: Path) -> None:
     figure.supxlabel(
         f"create(), 0.5 KB; medians of {results['rounds']} rounds, with the least and the most\n"
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {machine['system']}; "
-        f"Python {machine['python']}; {results['command']}",
+        f"Python {machine['python']}; commit {results['commit'] or 'unknown'}; {results['command']}",
         fontsize=7,
     )
     figure.savefig(target, dpi=130)

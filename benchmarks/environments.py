@@ -12,14 +12,15 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 VENVS = HERE / ".venvs"
+PROJECT = HERE.parent
 
 _SDK = "openai>=3,<4"
 
 REQUIREMENTS = {
     "server": ["orjson"],
-    "this_project": [_SDK, "-e", str(HERE.parent)],
+    "this_project": [_SDK, "-e", str(PROJECT)],
     "published": ["autobatcher==0.12.0", "openai>=2,<3"],
-    "inspect_batcher": ["inspect-ai", _SDK],
+    "inspect_batcher": ["inspect-ai==0.3.285", _SDK],  # it is used through modules that are its own business
     "realtime": [_SDK],
     "floor": [_SDK, "orjson", "msgspec"],
     "chart": ["matplotlib"],
@@ -29,10 +30,13 @@ REQUIREMENTS = {
 def python_of(name: str) -> str:
     """The interpreter of an environment, which is made if it is not there, or was made for other requirements."""
     requirements = REQUIREMENTS[name]
+    key = list(requirements)
+    if str(PROJECT) in requirements:
+        key.append((PROJECT / "pyproject.toml").read_text())  # which requires more
     directory = VENVS / name
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     made = directory / "made.json"
-    if made.exists() and json.loads(made.read_text()) == requirements:
+    if made.exists() and json.loads(made.read_text()) == key:
         return str(python)
     print(f"making the environment of {name}", file=sys.stderr)
     uv = shutil.which("uv")
@@ -42,7 +46,7 @@ def python_of(name: str) -> str:
     else:
         venv.create(directory, clear=True, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *requirements], check=True)
-    made.write_text(json.dumps(requirements))
+    made.write_text(json.dumps(key))
     return str(python)
 
 

@@ -72,7 +72,8 @@ def readme(results: dict[str, Any]) -> str:
 {table(["other calls", *_SHORT, _MULTIPLE], others)}
 
 Medians of {results["rounds"]} interleaved rounds, with the least and the most where they differ, by
-`{results["command"]}` on {machine["cores"]} cores ({machine["cpu"]}, {machine["system"]}, Python {machine["python"]}); multiples are taken
+`{results["command"]}` on {machine["cores"]} cores ({machine["cpu"]}, {machine["system"]}, Python {machine["python"]}) at commit
+{results["commit"] or "unknown"}; multiples are taken
 pair by pair. floor is the least that any client must do, without repeats and errors. Of realtime calls fewer are made,
 and the memory is that of those under way.
 
@@ -112,7 +113,7 @@ def _machine(results: dict[str, Any]) -> str:
         f"- {CONTESTANTS[key].title}: {', '.join(f'{name} {version}' for name, version in found.items())}"
         for key, found in results["packages"].items()
     )
-    return f"""{described(results["machine"])}. `{results["command"]}`, {results["rounds"]} rounds; medians, with the least and the most \
+    return f"""{described(results["machine"])}; commit {results["commit"] or "unknown"}. `{results["command"]}`, {results["rounds"]} rounds; medians, with the least and the most \
 in parentheses.
 
 {packages}"""
