@@ -118,8 +118,11 @@ def _is_raw(answer: Any, number: int) -> bool:
 
 
 def _is_embedding(answer: Any, number: int) -> bool:
+    """Every hundredth is compared whole; the others where they differ: comparing takes a third of the floor's time."""
     vector = answer.data[0].embedding
-    return len(vector) == work.DIMENSIONS and vector[:3] == work.head(number).tolist()
+    head = work.head(number).tolist()
+    right: bool = len(vector) == work.DIMENSIONS and vector[: len(head)] == head
+    return right and (number % 100 != 0 or vector[len(head) :] == work.REST)
 
 
 CHECKS = {"create": _is_completion, "parse": _is_parsed, "raw": _is_raw, "embeddings": _is_embedding}

@@ -12,6 +12,7 @@ _FILLER = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
 _HEAD = 3
 """Numbers at the start of an embedding that differ between answers: 12 bytes, which are 16 characters of base64."""
 _REST = array.array("f", (((k * 37) % 1000 - 500) / 512 for k in range(DIMENSIONS - _HEAD)))
+REST = _REST.tolist()
 REST_AS_TEXT = ",".join(map(repr, _REST)).encode()
 REST_AS_BASE64 = base64.b64encode(_REST)
 

@@ -32,6 +32,7 @@ def url() -> Iterator[str]:
         {"measure": "raw"},
         {"measure": "embeddings"},
         {"spread": 0.3},
+        {"profile": True},
     ],
     ids=str,
 )
