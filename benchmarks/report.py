@@ -219,6 +219,8 @@ def _goals(results: dict[str, Any]) -> str:
     ratio("create", "published", "memory_kb", 0.50)
     ratio("create", "floor", "memory_kb", 1.15)
     size = _largest(runs, "create")
+    kept = [b["cpu_us"] / a["cpu_us"] for a, b in pairs_of(runs, "create", size, "journal")]
+    goal(f"CPU, create(), 0.5 KB, {size:,} calls with journal: multiple of that without", kept, 1.15)
     stalls = [a["stall_ms"] - b["stall_ms"] for a, b in pairs_of(runs, "create", size, "floor")]
     goal(f"worst stall, {size:,} calls: more than floor's by, ms", stalls, 25, 0)
     if million := results["million"]:
