@@ -20,12 +20,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "setuid"), reason="this system h
 NOBODY = 65534
 
 SCRIPT = """
-import os, sys
+import os, sys, tempfile
 from typer.testing import CliRunner
 from autobatcher.cli import build_app
+from autobatcher.journal import SqliteJournal
 
 app, runner = build_app(), CliRunner()
-runner.invoke(app, ["journal", "none.db"])  # imports what it takes, to which the other user may have no access
+with tempfile.TemporaryDirectory() as other:  # imports what it takes, to which the other user may have no access
+    SqliteJournal(f"{other}/run.db").close()
+    assert runner.invoke(app, ["journal", f"{other}/run.db"]).exit_code == 0
+    assert runner.invoke(app, ["journal", "none.db"]).exit_code != 0
 folder = os.path.dirname(sys.argv[1])
 if os.geteuid() == 0:  # whom no permission binds
     os.setuid(int(sys.argv[2]))
