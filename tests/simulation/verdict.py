@@ -290,7 +290,9 @@ def _deserted_batches_are_cancelled(plan: Plan, ledger: Ledger) -> Iterator[str]
         since = max([batch.at, *ends, *(record.at for record in callers)])
         until = min(batch.ended_at, ledger.closed_from)
         refused = any(call.kind in ("cancel", "list", "create") and call.seen is not None for call in failed)
-        done = batch.status in ("cancelled", "cancelling") or batch.cancel_calls
+        told = [call.status for call in ledger.calls if call.kind == "poll" and call.batch_id == batch.id]
+        over = bool(told) and f"{told[-1]}".lower() in ENDED  # as the server said, in odd letters
+        done = over or batch.status in ("cancelled", "cancelling") or batch.cancel_calls
         # Closing waits for what was to be cancelled before.
         at_close = since < ledger.closed_from < batch.ended_at and plan.call_seconds <= 1
         if not done and not refused and (until > since + SLACK or at_close):
