@@ -15,9 +15,7 @@ COMMON = """
 import asyncio, gc, os, signal, subprocess, sys
 from autobatcher import BatchOpenAI, JournalError
 from autobatcher.core.outcomes import Answer
-from autobatcher.core.window import Request
 from autobatcher.journal import JournalledRequest, SqliteJournal
-from autobatcher.runtime.record import Record
 
 path = sys.argv[1]
 KEYS = [bytes(15) + bytes([n]) for n in range(5)]
@@ -156,30 +154,6 @@ wait_for(child)
 journal = SqliteJournal(path)
 assert [journal.answer(key, 0) for key in KEYS[:3]] == [ANSWER, ANSWER, None]
 journal.close()
-""",
-        path,
-    )
-
-
-def test_the_end_of_a_child_leaves_the_parent_its_counts(path: Path) -> None:
-    run(
-        """
-def take(number):
-    request = Request("c", "/v1/x", "m", b"", 0, key=number.to_bytes(16, "big"))
-    record.take(request)
-    return request.n
-
-record = Record(SqliteJournal(path), owned=True)
-COUNT = 1_500_000  # more than the cache holds, so that they are in a file
-for number in range(COUNT):
-    take(number)
-child = os.fork()
-if not child:
-    del record
-    gc.collect()
-    sys.exit()
-wait_for(child)
-assert {take(number) for number in range(0, COUNT, 100)} == {1}
 """,
         path,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
-from autobatcher.runtime.record import Record
+from autobatcher.runtime.record import IN_DICT, Record
 from tests.journal.memory import MemoryJournal
 
 KEY = b"k" * 16
@@ -28,3 +29,19 @@ def test_numbers_that_are_given_back_come_again_lowest_first_and_need_no_search(
     assert [numbers.take(KEY) for _ in range(COUNT)] == [(n, True) for n in range(COUNT)]
     assert numbers.take(KEY) == (COUNT, False)
     assert compared < 50 * COUNT
+
+
+def test_numbers_are_right_past_the_keys_that_a_dict_counts() -> None:
+    chance = random.Random(2)
+    few = [chance.randbytes(16) for _ in range(20)]
+    many = [chance.randbytes(16) for _ in range(IN_DICT + 60_000)]
+    asked = [*few[:10], *many, *few * 300, *chance.sample(many, 50_000), *many[-40_000:]]
+    numbers, counted = Record(MemoryJournal(), owned=False).numbers, Counter[bytes]()
+    for key in asked:
+        assert numbers.take(key) == (counted[key], False)
+        counted[key] += 1
+    numbers.give_back(many[-1], 0)
+    numbers.give_back(few[-1], 299)
+    assert numbers.take(many[-1]) == (0, True)
+    assert numbers.take(few[-1]) == (299, True)
+    assert numbers.take(few[-1]) == (300, False)
