@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from autobatcher._http import httpx
+    from autobatcher.events import Event
     from autobatcher.journal import Journal
 
     class OpenAISignatures(openai.AsyncOpenAI):
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
             journal: str | os.PathLike[str] | Journal | None = None,
+            on_event: Callable[[Event], object] | None = None,
+            progress: bool = False,
         ) -> None: ...
 
         def copy(
@@ -95,6 +98,8 @@ if TYPE_CHECKING:
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
             journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
+            on_event: Callable[[Event], object] | NotGiven | None = ...,
+            progress: bool | NotGiven = ...,
         ) -> Self: ...
 
         with_options = copy
@@ -135,6 +140,8 @@ if TYPE_CHECKING:
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
             journal: str | os.PathLike[str] | Journal | None = None,
+            on_event: Callable[[Event], object] | None = None,
+            progress: bool = False,
         ) -> None: ...
 
         def copy(
@@ -172,6 +179,8 @@ if TYPE_CHECKING:
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
             journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
+            on_event: Callable[[Event], object] | NotGiven | None = ...,
+            progress: bool | NotGiven = ...,
         ) -> Self: ...
 
         with_options = copy

@@ -17,7 +17,8 @@ from autobatcher.core.engine import Engine
 from autobatcher.core.jsonl import encode_line
 from autobatcher.core.retry import PollSchedule
 from autobatcher.core.window import Limits, Request
-from autobatcher.logs import left_out, log_event, log_left_out
+from autobatcher.events import Event
+from autobatcher.logs import left_out, log_event, log_failing_callback, log_left_out
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.record import (
     Keys,
@@ -29,8 +30,9 @@ from autobatcher.runtime.record import (
     open_record,
 )
 from autobatcher.runtime.spawn import call_soon_in, current_loop, is_dead
-from autobatcher.runtime.spool import Spool
+from autobatcher.runtime.spool import LARGE, Spool
 from autobatcher.runtime.upstream import Upstream
+from autobatcher.usage import Meter
 
 if TYPE_CHECKING:
     from autobatcher.client import Batching
@@ -47,6 +49,7 @@ class Collectors:
         self._records: list[tuple[object, Record]] = []
         self._finalizers: list[weakref.finalize[[Record], Collectors]] = []
         self._told = False
+        self.meter = Meter()
         self.closed = False
 
     def one(
@@ -62,7 +65,9 @@ class Collectors:
                 return collector
         # Copies come and go, some for a single call; what they leave behind goes when the next one comes.
         self._known = [(known, collector) for known, collector in self._known if not collector.retire()]
-        collector = Collector(sender, options, pool, self._spool, self.record(options))
+        collector = Collector(
+            sender, options, pool, spool=self._spool, record=self.record(options), meter=self.meter
+        )
         collector.closed = self.closed
         self._known.append((identity, collector))
         return collector
@@ -120,6 +125,7 @@ class Collector:
         pool: gives up a loop's connections when the loop ends.
         spool: keeps large lines.
         record: the journal, if there is one.
+        meter: counts what the answers used.
     """
 
     def __init__(
@@ -127,8 +133,10 @@ class Collector:
         sender: Callable[..., Batching],
         options: BatchOptions,
         pool: HttpPool,
+        *,
         spool: Spool,
         record: Record | None,
+        meter: Meter,
     ) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
         client = sender(max_retries=0)
@@ -140,6 +148,7 @@ class Collector:
         self._record = record
         self._base_url = str(self._upstream.client.base_url)
         self._keys = Keys(self._base_url)
+        self._count = meter.counter(self._base_url, options.completion_window)
         self._ids = (f"{prefix}-{n}" for prefix in (secrets.token_hex(6),) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.retired = False
@@ -154,6 +163,7 @@ class Collector:
         weight: int,
         retries: int,
         fields: Mapping[str, Any] | None = None,
+        on_disk: bool = False,
     ) -> Request:
         """A request that is ready to be submitted.
 
@@ -164,9 +174,10 @@ class Collector:
             weight: what it counts towards the lines of a file.
             retries: how often it may go into another batch after an answer that may pass.
             fields: what the body was encoded from, if that is at hand.
+            on_disk: whether it waits there, however small it is.
 
         Raises:
-            OSError: it is large, and the disk is full.
+            OSError: it is to wait on disk, and that is full.
         """
         endpoint = self._line_url(path)
         custom_id = next(self._ids)
@@ -175,7 +186,7 @@ class Collector:
             custom_id,
             endpoint,
             model,
-            self._spool.keep(line),
+            self._spool.keep(line, 0 if on_disk else LARGE),
             len(line),
             weight=weight,
             retries_left=retries,
@@ -201,6 +212,14 @@ class Collector:
         if self._record is None:
             return Notes()
         return RecordedNotes(self._record, self._base_url, loop, self._spool.keep)
+
+    def _publish(self, event: Event) -> None:
+        log_event(event)
+        if self._options.on_event is not None:
+            try:
+                self._options.on_event(event)
+            except Exception:  # noqa: BLE001 -- the user's, which is to end nobody's call
+                log_failing_callback()
 
     def retire(self) -> bool:
         """End the tasks, if nothing is waiting or under way; whether they are ended."""
@@ -238,9 +257,10 @@ class Collector:
             driver = self._drivers[loop] = Driver(
                 self._engine(),
                 self._upstream,
-                log_event,
-                functools.partial(self._release, loop),
-                self._notes(loop),
+                publish=self._publish,
+                count=self._count,
+                release=functools.partial(self._release, loop),
+                notes=self._notes(loop),
             )
         return driver
 

@@ -15,6 +15,22 @@ class BatchSubmitted(msgspec.Struct, frozen=True):
     size: int
 
 
+class BatchProgressed(msgspec.Struct, frozen=True):
+    """The server says of a batch something that it has not said before; asked at each poll.
+
+    `status` is the server's word in small letters; `completed`, `failed` and `total` are its counts of requests, 0
+    where it gives none.
+    """
+
+    batch_id: str
+    endpoint: str
+    model: str
+    status: str
+    completed: int
+    failed: int
+    total: int
+
+
 class BatchSettled(msgspec.Struct, frozen=True):
     """Nobody waits for this batch any more.
 
@@ -69,4 +85,12 @@ class BatchNotCancelled(msgspec.Struct, frozen=True):
     batch_id: str | None
 
 
-Event = BatchSubmitted | BatchSettled | RequestsResent | CallRetried | LinesIgnored | BatchNotCancelled
+Event = (
+    BatchSubmitted
+    | BatchProgressed
+    | BatchSettled
+    | RequestsResent
+    | CallRetried
+    | LinesIgnored
+    | BatchNotCancelled
+)

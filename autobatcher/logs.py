@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from autobatcher.events import (
     BatchNotCancelled,
+    BatchProgressed,
     BatchSettled,
     BatchSubmitted,
     CallRetried,
@@ -34,6 +35,11 @@ def log_left_out(names: Iterable[str]) -> None:
         " once (give the client default_headers or default_query, or use client.unbatched)",
         ", ".join(names),
     )
+
+
+def log_failing_callback() -> None:
+    """One line at ERROR, with the exception that is being handled."""
+    _log.exception("on_event failed")
 
 
 def log_event(event: Event) -> None:
@@ -71,6 +77,15 @@ def log_event(event: Event) -> None:
         case CallRetried(batch_id, step, reason, delay):
             then = f"next try in {delay:.0f} s" if delay else "looking whether it was done all the same"
             _log.warning("batch %s: %s failed (%s); %s", batch_id or "-", step, reason, then)
+        case BatchProgressed():
+            _log.debug(
+                "batch %s %s: %d of %d completed, %d failed",
+                event.batch_id,
+                event.status,
+                event.completed,
+                event.total,
+                event.failed,
+            )
         case BatchNotCancelled():
             _log.warning(
                 "batch %s: it could not be cancelled, and may go on at the server", event.batch_id or "-"

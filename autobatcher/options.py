@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from autobatcher.events import Event
 from autobatcher.journal import Journal
 
 MAX_METADATA_PAIRS = 16
@@ -38,6 +39,10 @@ class BatchOptions:
         cancel_active_batches_on_close: whether closing the client cancels its batches at the server.
         journal: where requests, batches and answers are kept for a later run: the path of a file, or a store of
             one's own; None: nowhere.
+        on_event: called with each of `autobatcher.events` in the event loop that the batch belongs to; it should take
+            no time. What it raises is logged.
+        progress: whether stderr shows how the batches come along: as a table where it is a terminal, else as lines.
+            Needs the extra "cli".
 
     Raises:
         ValueError: a value that makes no sense; the message says what is allowed.
@@ -54,6 +59,8 @@ class BatchOptions:
     max_enqueued_tokens: int | None = None
     cancel_active_batches_on_close: bool = False
     journal: str | os.PathLike[str] | Journal | None = None
+    on_event: Callable[[Event], object] | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         _check_count("batch_size", self.batch_size)
@@ -69,14 +76,19 @@ class BatchOptions:
         for name in ("max_active_batches", "max_enqueued_tokens"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
-        if not isinstance(cast("object", self.cancel_active_batches_on_close), bool):
-            raise TypeError(
-                f"cancel_active_batches_on_close must be a bool, not {self.cancel_active_batches_on_close!r}"
-            )
-        if not isinstance(cast("object", self.journal), (str, os.PathLike, Journal, type(None))):
-            raise TypeError(f"journal must be a path or a Journal, not {self.journal!r}")
-        if self.journal == "":
-            raise ValueError("journal must not be empty: the path of a file")
+        for name in ("cancel_active_batches_on_close", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, not {getattr(self, name)!r}")
+        if self.on_event is not None and not callable(self.on_event):
+            raise TypeError(f"on_event must be callable, not {self.on_event!r}")
+        _check_journal(self.journal)
+
+
+def _check_journal(journal: object) -> None:
+    if not isinstance(journal, (str, os.PathLike, Journal, type(None))):
+        raise TypeError(f"journal must be a path or a Journal, not {journal!r}")
+    if journal == "":
+        raise ValueError("journal must not be empty: the path of a file")
 
 
 def _check_count(name: str, value: object) -> None:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typer import Typer
 
-COMMANDS = ("local", "demo", "journal")
-"""Each is the function of that name in the module of that name, here."""
+COMMANDS = {
+    "local": "local:local",
+    "demo": "demo:demo",
+    "journal": "journal:journal",
+}
+"""In the order in which the help lists them: the module here, and the function (or Typer application) in it."""
 
 _EXTRAS = frozenset({"typer", "rich", "starlette", "uvicorn", "python_multipart"})
 
@@ -19,20 +23,21 @@ def build_app() -> Typer:
     """The Typer application with every command."""
     import typer  # noqa: PLC0415 -- an extra; main() says so if it is missing
 
+    from autobatcher.cli.common import EXIT_CODES  # noqa: PLC0415 -- as above
+
     app = typer.Typer(
         name="autobatcher",
-        help="Tools around the Batch API.",
+        help=f"From files to answers through the Batch API of any OpenAI-compatible server. {EXIT_CODES}",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-
-    @app.callback()
-    def group() -> None:
-        """Keep the name of a command necessary when there is only one."""
-
-    for name in COMMANDS:
-        module = import_module(f"autobatcher.cli.{name}")
-        app.command(name)(getattr(module, name))
+    for name, place in COMMANDS.items():
+        module, attribute = place.split(":")
+        command = getattr(import_module(f"autobatcher.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

@@ -20,6 +20,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     problems: tuple[BatchProblem, ...] = ()
+    completed: int = 0
+    failed: int = 0
+    total: int = 0
+
+    @property
+    def progress(self) -> tuple[str, int, int, int]:
+        """How far it is."""
+        return self.status, self.completed, self.failed, self.total
 
     @property
     def file_ids(self) -> tuple[str, ...]:
@@ -191,11 +199,12 @@ class Batch(msgspec.Struct, eq=False):
         """Those that are still here, in the file's order."""
         return (request for request in self.entries.values() if request is not None)
 
-    def see(self, snapshot: Snapshot) -> None:
-        """The server describes it so."""
-        self.snapshot = snapshot
+    def see(self, snapshot: Snapshot) -> bool:
+        """The server describes it so; whether it has come further."""
+        before, self.snapshot = self.snapshot, snapshot
         if self.cancelled_before is None:
             self.cancelled_before = snapshot.status in CANCELLED_STATUSES
+        return before is None or before.progress != snapshot.progress
 
     def note_legible(self, file_id: str, good: int, malformed: int) -> None:
         """So many lines of a file could be read, and so many not."""

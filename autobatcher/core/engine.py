@@ -74,6 +74,7 @@ from autobatcher.core.retry import (
 from autobatcher.core.window import Limits, Request, Window, check_fits_any
 from autobatcher.events import (
     BatchNotCancelled,
+    BatchProgressed,
     BatchSettled,
     BatchSubmitted,
     CallRetried,
@@ -179,6 +180,12 @@ class Engine(msgspec.Struct, eq=False):
         return batch
 
     # Time passes.
+
+    def flush(self, now: float) -> None:
+        """Close the windows of requests that were not sent before: nothing more is to come soon."""
+        for (_, _, sent), window in self.windows.items():
+            if not sent:
+                window.closes_at = now
 
     def next_wakeup(self) -> float | None:
         """When `wake` has something to do, or None."""
@@ -299,10 +306,14 @@ class Engine(msgspec.Struct, eq=False):
             for effect in (Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False))
         ]
 
+    def requests(self) -> list[Request]:
+        """All that there are."""
+        waiting = [request for window in self.windows.values() for request in window.requests.values()]
+        return waiting + [request for batch in self.batches.values() for request in batch.requests]
+
     def forget(self) -> list[Request]:
         """Let go of all requests there are: the event loop is over, and nobody waits any more."""
-        waiting = [request for window in self.windows.values() for request in window.requests.values()]
-        waiting += [request for batch in self.batches.values() for request in batch.requests]
+        waiting = self.requests()
         for request in waiting:
             request.reply = request.place = request.host = None
         self.windows.clear()
@@ -349,22 +360,26 @@ class Engine(msgspec.Struct, eq=False):
         self._go(batch, Step.POLL, now + self.polls.interval(now - batch.created_at))
 
     def _polled(self, batch: Batch, snapshot: Snapshot, now: float) -> list[Effect]:
-        batch.see(snapshot)
+        effects: list[Effect] = []
+        if batch.see(snapshot):
+            effects.append(
+                Publish(BatchProgressed(snapshot.id, batch.endpoint, batch.model, *snapshot.progress))
+            )
         if snapshot.status in TERMINAL_STATUSES:
             if not batch.final:
                 batch.begin_anew()
                 batch.stumbles.pop(Step.FETCH, None)  # of looks before the end, on which nothing hung
             batch.final = True
             if not snapshot.file_ids:
-                return self._adds_up(batch, now)
+                return effects + self._adds_up(batch, now)
             self._go(batch, Step.FETCH, now)
-            return []
+            return effects
         batch.final = False  # an end can be taken back, by a server of several minds
         if snapshot.file_ids and batch.resumes:
             self._go(batch, Step.FETCH, now)
         else:
             batch.due = now + self.polls.interval(now - batch.created_at)
-        return []
+        return effects
 
     def _fetched(self, batch: Batch, now: float) -> list[Effect]:
         if not batch.final:

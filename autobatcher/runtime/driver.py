@@ -8,7 +8,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import anyio
 
@@ -44,13 +44,16 @@ class Driver:
         self,
         engine: Engine,
         upstream: Upstream,
+        *,
         publish: Callable[[Event], None],
+        count: Callable[[str, bytes], None],
         release: Callable[[], Awaitable[None]],
         notes: Notes,
     ) -> None:
         self._engine = engine
         self._upstream = upstream
         self._publish = publish
+        self._count = count
         self._release = release
         self._notes = notes
         self._calls: deque[core.Call] = deque()
@@ -73,8 +76,12 @@ class Driver:
             self._apply(self._engine.restore(batch, now))
         self._wake.set()
 
-    def submit(self, request: Request) -> Request:
+    def submit(self, request: Request, reply: Any = None) -> Request:
         """Put a request into the next batch. Then wait for its `reply`, and call `leave` if that is cut short.
+
+        Args:
+            request: what is asked.
+            reply: whose `set` is called with the outcome; None: one that can be waited for.
 
         Returns:
             The request to wait for: with a journal it may be the same one of an earlier caller or run.
@@ -84,7 +91,7 @@ class Driver:
             JournalError: it cannot be looked up.
             OSError: it is large, and the disk is full.
         """
-        reply = request.reply = self._new_reply()
+        reply = request.reply = reply or self._new_reply()
         if self._stopping:
             reply.set(Closed(None))
             return request
@@ -109,6 +116,17 @@ class Driver:
         if request.host is not None:
             self._guests.add(request)
         return request
+
+    def flush(self) -> None:
+        """Send what waits for its batch to become full."""
+        self._engine.flush(self.now())
+        self._wake.set()
+
+    def leave_all(self, whose: Callable[[Any], bool]) -> None:
+        """Nobody waits any more for the requests whose replies are such."""
+        for request in self._engine.requests():
+            if request.reply is not None and whose(request.reply):
+                self.leave(request)
 
     def leave(self, request: Request) -> None:
         """Nobody waits for this request any more."""
@@ -209,6 +227,8 @@ class Driver:
         for effect in effects:
             match effect:
                 case core.Settle(request, outcome):
+                    if isinstance(outcome, Answer) and is_success(outcome.status):
+                        self._count(request.model, outcome.body)
                     if request.reply is not None:
                         request.reply.set(outcome)
                     else:

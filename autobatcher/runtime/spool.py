@@ -70,13 +70,13 @@ class Spool:
         self._segment: weakref.ref[_Segment] | None = None
         self._lock = threading.Lock()
 
-    def keep(self, line: bytes) -> Line:
-        """The line, or a stand-in for a large one.
+    def keep(self, line: bytes, least: int = LARGE) -> Line:
+        """The line, or a stand-in for one of at least so many bytes.
 
         Raises:
             OSError: the disk is full; nothing else is affected.
         """
-        if len(line) < LARGE:
+        if len(line) < least:
             return line
         with self._lock:
             segment = None if self._segment is None else self._segment()

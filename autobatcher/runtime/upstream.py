@@ -41,6 +41,9 @@ MAX_NAME = 200
 
 MAX_PROBLEMS = 100_000
 
+MAX_COUNT = 10**9
+"""More is no number of requests."""
+
 POLL_SECONDS = 30.0
 """After which a poll that has no answer is given up: the next one is not to be late for it."""
 
@@ -410,7 +413,13 @@ def _snapshot(batch: ServerBatch) -> Snapshot:
         output_file_id=_optional_name(batch, "output_file_id"),
         error_file_id=_optional_name(batch, "error_file_id"),
         problems=tuple(map(_problem, problems)),
+        **{name: _count(batch, name) for name in ("completed", "failed", "total")},
     )
+
+
+def _count(batch: ServerBatch, name: str) -> int:
+    count = getattr(getattr(batch, "request_counts", None), name, None)
+    return count if isinstance(count, int) and 0 <= count <= MAX_COUNT else 0
 
 
 def _status(said: str) -> str:

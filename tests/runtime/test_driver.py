@@ -99,7 +99,14 @@ async def running(server: Server) -> AsyncIterator[Callers]:
         await anyio.lowlevel.checkpoint()
 
     engine = Engine(Limits(), PollSchedule(5.0), Admission())
-    driver = Driver(engine, server, events.append, release, Notes())  # type: ignore[arg-type] # plays the upstream
+    driver = Driver(
+        engine,
+        server,  # type: ignore[arg-type] # plays the upstream
+        publish=events.append,
+        count=lambda *_: None,
+        release=release,
+        notes=Notes(),
+    )
     async with anyio.create_task_group() as tasks:
         yield Callers(driver, tasks)
     driver.stop()

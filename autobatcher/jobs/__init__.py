@@ -1,0 +1,1 @@
+"""The batch workflow on files: what the command line does, as functions."""

@@ -1,0 +1,321 @@
+"""From a file of requests to a file of results, through the client's core, and on from where it was cut short."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import openai
+
+from autobatcher.core.endpoints import model_name, weight
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, Outcome
+from autobatcher.core.retry import is_success
+from autobatcher.core.window import MAX_LINES, OversizedError
+from autobatcher.jobs.items import InputError, Item, Source
+from autobatcher.jobs.outputs import Results, parquet_library
+from autobatcher.usage import Meter
+
+if TYPE_CHECKING:
+    from autobatcher.client import Batching
+    from autobatcher.collector import Collector
+    from autobatcher.runtime.driver import Driver
+
+IN_FLIGHT = 500_000
+"""Requests that are under way at a time, each in some 600 bytes of memory: ten batches of the largest size."""
+
+FULL_WINDOW_SECONDS = 7 * 86_400.0
+"""A file is packed until it is full or the input is at its end, however slowly that is read."""
+
+TICK_SECONDS = 0.25
+AT_ONCE = 100
+"""Requests that are read without a pause: some milliseconds."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        read, size: bytes of the input that have been read, and that there are.
+        requests: that have been read.
+        complete: whether these are all.
+        answered, failed: what became of them.
+    """
+
+    read: int
+    size: int
+    requests: int
+    complete: bool
+    answered: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to.
+
+    Attributes:
+        results: the file.
+        requests: as many as there were in the input.
+        answered, failed: what became of them.
+        meter: the tokens of all answers, those that earlier runs bought included.
+    """
+
+    results: Path
+    requests: int
+    answered: int
+    failed: int
+    meter: Meter
+
+
+async def run(
+    client: Batching,
+    source: Source,
+    results: str | os.PathLike[str],
+    *,
+    full: bool = False,
+    overwrite: bool = False,
+    batch_size: int = MAX_LINES,
+    in_flight: int = IN_FLIGHT,
+    on_progress: Callable[[Progress], object] = lambda _: None,
+) -> Finished:
+    """Answer all requests of a source.
+
+    What is answered is in the journal: the client's, or `RESULTS.journal` beside the results. Run again after it was cut
+    short, at whatever moment, it goes on from there. While it runs, `RESULTS.partial` has the answers as they come, as
+    lines of a batch's output file; at the end there are the results, in the order of the input.
+
+    Args:
+        client: sends the batches; its options hold.
+        source: where the requests come from, by `open_source`.
+        results: the file: lines of a batch's output file; for tabular input its columns, and `answer` and `error`, in the
+            form that the name's ending says (.csv, .jsonl, .parquet).
+        full: whether to write lines of an output file for tabular input as well.
+        overwrite: whether to replace `results`, if that is there.
+        batch_size: the most requests of a batch.
+        in_flight: the most requests under way at a time.
+        on_progress: called about four times a second.
+
+    Raises:
+        FileExistsError: `results` is there.
+        InputError: the input is not what it should be; what comes before that place may be under way, and is kept.
+        JournalError: the journal cannot be used; another run may have it.
+        openai.APIError: the server cannot be reached, or refuses everything.
+        OSError: the results cannot be written.
+    """
+    path = _free_place(results, source, overwrite=overwrite)
+    options: dict[str, Any] = {"batch_size": batch_size, "batch_window_seconds": FULL_WINDOW_SECONDS}
+    if client._options.journal is None:  # noqa: SLF001 -- this package's own client, here and below
+        options["journal"] = _beside(path, ".journal")
+    if source.columns is not None and not full and path.suffix.lower() == ".parquet":
+        parquet_library()
+    client = client.with_options(**options)
+    if client._collectors.driver(client._collector) is None:  # noqa: SLF001
+        raise RuntimeError("the client is closed")
+    with Results(_beside(path, ".partial")) as partial:
+        job = _Job(client, source, partial, in_flight, on_progress)
+        await job.work()
+        if job.unreached is not None and not job.answered:
+            raise job.unreached
+        ordered = _beside(path, ".ordered")
+        await anyio.to_thread.run_sync(lambda: partial.write_ordered(ordered, source, path.suffix, full=full))
+        ordered.replace(path)
+    partial.path.unlink()
+    return Finished(path, job.requests, job.answered, job.failed, job.meter)
+
+
+def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:
+    path = Path(results)
+    if not overwrite and path.exists():
+        raise FileExistsError(errno.EEXIST, "is there already; overwriting it has to be asked for", str(path))
+    if path.resolve() == source.path.resolve():
+        raise InputError(f"{path}: the results would replace the input")
+    return path
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+class _Row:
+    """What the core answers to in place of a caller."""
+
+    __slots__ = ("custom_id", "job", "model", "number")
+
+    def __init__(self, job: _Job, number: int, custom_id: str, model: str) -> None:
+        self.job, self.number, self.custom_id, self.model = job, number, custom_id, model
+
+    def set(self, outcome: Outcome) -> None:
+        self.job.settle(self, outcome)
+
+
+class _Job:
+    def __init__(
+        self,
+        client: Batching,
+        source: Source,
+        partial: Results,
+        in_flight: int,
+        on_progress: Callable[[Progress], object],
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._partial = partial
+        self._in_flight = in_flight
+        self._on_progress = on_progress
+        self._pending = 0
+        self._read = 0
+        self._complete = False
+        self._changed = anyio.Event()
+        self._broken: Exception | None = None
+        self._over = False
+        self._models: dict[str, str] = {}
+        self.requests = self.answered = self.failed = 0
+        self.unreached: Exception | None = None
+        self.meter = Meter()
+        self._count = self.meter.counter(str(client.base_url), client._options.completion_window)  # noqa: SLF001
+
+    async def work(self) -> None:
+        """Read, submit, and wait for the last outcome."""
+        collector = self._client._collector  # noqa: SLF001
+        driver = self._client._collectors.driver(collector)  # noqa: SLF001
+        if driver is None:
+            raise RuntimeError("the client is closed")
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tick)
+                await self._submit_all(collector, driver)
+                driver.flush()
+                await self._until_pending(0)
+                tasks.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001 -- such as a group of one
+            raise _only(error) from None
+        finally:
+            self._over = True
+            if self._pending:
+                driver.leave_all(lambda reply: isinstance(reply, _Row) and reply.job is self)
+        self._tell()
+
+    async def _submit_all(self, collector: Collector, driver: Driver) -> None:
+        reached = False
+        for item in self._source.items(self._moved):
+            self._submit(item, collector, driver)
+            if self._pending and not reached:
+                reached = True
+                await self._reach()
+            if self._pending >= self._in_flight:
+                driver.flush()  # what waits for a full file may be all there is
+                await self._until_pending(self._in_flight * 9 // 10)
+            elif not self.requests % AT_ONCE:
+                await anyio.lowlevel.checkpoint()
+            self._check()
+        self._complete = True
+
+    def _submit(self, item: Item, collector: Collector, driver: Driver) -> None:
+        try:
+            fields = msgspec.json.decode(item.body)
+        except ValueError as error:
+            raise InputError(f"{self._source.path}: {item.custom_id}: the body is no JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise InputError(f"{self._source.path}: {item.custom_id}: the body is no JSON object")
+        model = model_name(fields)
+        model = self._models.setdefault(model, model)
+        path = _below_version(item.url)
+        entry = collector.entry(
+            path,
+            model,
+            item.body,
+            weight=weight(path, fields),
+            retries=self._client.max_retries,
+            fields=fields,
+            on_disk=True,
+        )
+        row = _Row(self, self.requests, item.custom_id, model)
+        self.requests += 1
+        self._pending += 1
+        try:
+            driver.submit(entry, row)
+        except OversizedError as error:
+            raise InputError(f"{self._source.path}: {item.custom_id}: {error}") from None
+
+    async def _reach(self) -> None:
+        """Make sure that there is a server that knows the key: later on, what fails is tried again for a long time."""
+        try:
+            await self._client.batches.list(limit=1)
+        except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError):
+            raise
+        except openai.APIError:
+            return  # it may be busy, or list no batches
+
+    def settle(self, row: _Row, outcome: Outcome) -> None:
+        """The core's answer for a row."""
+        if self._over:
+            return
+        self._pending -= 1
+        if isinstance(outcome, Answer) and is_success(outcome.status):
+            self.answered += 1
+            self._count(row.model, outcome.body)
+        else:
+            self.failed += 1
+        if isinstance(outcome, CallFailed) and isinstance(outcome.cause, Exception):
+            self.unreached = outcome.cause
+        try:
+            self._partial.put(row.number, row.custom_id, outcome)
+        except Exception as error:  # noqa: BLE001 -- the core is not to end by what its callers do
+            self._broken = error
+        if isinstance(outcome, Closed):
+            self._broken = RuntimeError("the client was closed")
+        self._changed.set()
+
+    async def _until_pending(self, most: int) -> None:
+        while self._pending > most:
+            self._check()
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        self._check()
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _moved(self, read: int) -> None:
+        self._read = read
+
+    async def _tick(self) -> None:
+        while True:
+            self._tell()
+            await anyio.sleep(TICK_SECONDS)
+
+    def _tell(self) -> None:
+        self._partial.flush()
+        self._on_progress(
+            Progress(
+                self._source.size if self._complete else self._read,
+                self._source.size,
+                self.requests,
+                self._complete,
+                self.answered,
+                self.failed,
+            )
+        )
+
+
+def _only(error: Exception) -> Exception:
+    """What a task group raised, if it was one thing."""
+    while (inner := getattr(error, "exceptions", None)) and len(inner) == 1:
+        error = inner[0]
+    return error
+
+
+def _below_version(url: str) -> str:
+    """The path below the base URL that the url of a line names."""
+    path = url.strip("/")
+    first, _, rest = path.partition("/")
+    return rest if rest and first[:1] == "v" and first[1:2].isdigit() else path

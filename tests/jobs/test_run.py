@@ -1,0 +1,214 @@
+"""From a file of requests to a file of results, on the embedded server."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import openai
+import orjson
+import pytest
+
+from autobatcher import BatchOpenAI
+from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
+from autobatcher.jobs.items import InputError, Item
+from autobatcher.jobs.running import Progress, run
+from autobatcher.local import LocalConfig, Serving, serve_in_thread
+from autobatcher.usage import Tokens
+
+pytestmark = pytest.mark.anyio
+
+
+class Listed:
+    """Requests, or rows and the requests made from them, that are at hand."""
+
+    def __init__(
+        self, path: Path, items: Sequence[Item], rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        self.path = path
+        self._items, self._rows = items, rows or ()
+        self.columns = None if rows is None else list(rows[0])
+        self.size = sum(len(item.body) for item in items)
+
+    def items(self, moved: Callable[[int], object] = lambda _: None) -> Iterator[Item]:
+        moved(0)
+        return iter(self._items)
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._rows)
+
+
+def ask(number: int, text: str | None = None, model: str = "m") -> Item:
+    content = f"question {number}" if text is None else text
+    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]})
+    return Item(f"row-{number}", "/v1/chat/completions", body)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serve_in_thread(LocalConfig()) as serving:
+        yield serving
+
+
+def client_for(server: Serving, **options: Any) -> BatchOpenAI:
+    return BatchOpenAI(
+        **{"api_key": "k", "base_url": server.base_url, "poll_interval_seconds": 0.02, **options}
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+async def batches(client: BatchOpenAI) -> int:
+    return len([batch async for batch in client.batches.list()])
+
+
+async def test_lines_come_back_in_the_order_of_the_input_and_nothing_else_is_left(
+    server: Serving, tmp_path: Path
+) -> None:
+    source = Listed(tmp_path / "in.jsonl", [ask(number) for number in range(250)])
+    told: list[Progress] = []
+    async with client_for(server) as client:
+        before = await batches(client)
+        done = await run(client, source, tmp_path / "out.jsonl", batch_size=100, on_progress=told.append)
+        assert await batches(client) == before + 3
+    assert (done.requests, done.answered, done.failed) == (250, 250, 0)
+    lines = read(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == [f"row-{number}" for number in range(250)]
+    for number, line in enumerate(lines):
+        assert f"question {number}" in line["response"]["body"]["choices"][0]["message"]["content"]
+    assert {name for name in names(tmp_path) if not name.endswith(".lock")} == {
+        "out.jsonl",
+        "out.jsonl.journal",
+    }
+    assert told[-1] == Progress(source.size, source.size, 250, complete=True, answered=250, failed=0)
+    (tokens,) = done.meter.counts.values()
+    used = [line["response"]["body"]["usage"] for line in lines]
+    assert tokens == Tokens(
+        250, sum(use["prompt_tokens"] for use in used), sum(use["completion_tokens"] for use in used), 0
+    )
+
+
+async def test_a_second_run_buys_only_what_the_first_did_not_get(server: Serving, tmp_path: Path) -> None:
+    first = [ask(number) for number in range(30)]
+    out = tmp_path / "out.jsonl"
+    async with client_for(server) as client:
+        await run(client, Listed(tmp_path / "in", first), out)
+    async with client_for(server) as client:
+        before = await batches(client)
+        with pytest.raises(FileExistsError):
+            await run(client, Listed(tmp_path / "in", first), out)
+        await run(client, Listed(tmp_path / "in", first), out, overwrite=True)
+        assert await batches(client) == before
+        done = await run(client, Listed(tmp_path / "in", [*first, ask(77)]), out, overwrite=True)
+        found = [batch async for batch in client.batches.list()]
+        assert len(found) == before + 1
+        assert max(found, key=lambda batch: batch.created_at).request_counts.total == 1  # type: ignore[union-attr] # there are
+    assert done.answered == 31
+    assert len(read(out)) == 31
+
+
+async def test_answers_that_are_there_need_no_server(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(number) for number in range(10)])
+    journal = tmp_path / "run.db"
+    nobody = "http://127.0.0.1:9/v1/"
+    async with client_for(server, journal=journal) as client:
+        await run(client, source, tmp_path / "a.jsonl")
+        url = str(client.base_url)
+    assert not (tmp_path / "a.jsonl.journal").exists()
+    async with BatchOpenAI(api_key="k", base_url=url, journal=journal) as client:
+        await run(client, source, tmp_path / "b.jsonl")
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.jsonl")
+    async with BatchOpenAI(api_key="k", base_url=nobody, journal=journal, max_retries=0) as client:
+        with pytest.raises(openai.APIConnectionError):
+            await run(client, source, tmp_path / "c.jsonl")
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+async def test_equal_rows_get_an_answer_each(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(number, "the same") for number in range(5)])
+    async with client_for(server) as client:
+        done = await run(client, source, tmp_path / "out.jsonl")
+    assert done.answered == 5
+    assert [line["custom_id"] for line in read(tmp_path / "out.jsonl")] == [f"row-{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+async def test_a_table_gets_two_columns(server: Serving, tmp_path: Path, ending: str) -> None:
+    rows: list[dict[str, Any]] = [{"name": 'a,\n"b"', "size": 1}, {"name": "ü", "size": None}]
+    source = Listed(tmp_path / "in", [ask(0, "Tell!"), ask(1, model="")], rows)
+    out = tmp_path / f"out.{ending}"
+    async with client_for(server) as client:
+        done = await run(client, source, out)
+    assert (done.answered, done.failed) == (1, 1)
+    table = tabled(out)
+    assert [list(row) for row in table] == [["name", "size", "answer", "error"]] * 2
+    assert [row["name"] for row in table] == [row["name"] for row in rows]
+    assert "Tell!" in table[0]["answer"]
+    assert not table[0]["error"]
+    assert not table[1]["answer"]
+    assert "model" in table[1]["error"]
+
+
+def tabled(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return read(path)
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return found
+
+
+async def test_no_more_is_under_way_than_asked_for(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(number) for number in range(100)])
+    events: list[Event] = []
+    async with client_for(server, on_event=events.append) as client:
+        await run(client, source, tmp_path / "out.jsonl", in_flight=10)
+    under_way = most = 0
+    for event in events:
+        if isinstance(event, BatchSubmitted):
+            under_way += event.requests
+        elif isinstance(event, BatchSettled):
+            under_way -= event.answered
+        most = max(most, under_way)
+    assert 0 < most <= 10
+    assert {event.status for event in events if isinstance(event, BatchProgressed)} >= {"completed"}
+
+
+async def test_a_server_that_refuses_the_key_is_said_at_once(tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(0)])
+    with serve_in_thread(LocalConfig(api_key="secret")) as server:
+        async with client_for(server) as client:
+            with pytest.raises(openai.AuthenticationError):
+                await run(client, source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+async def test_a_bad_body_is_said_by_its_name(server: Serving, tmp_path: Path) -> None:
+    for body in (b"{", b"[]"):
+        source = Listed(tmp_path / "in", [ask(0), Item("x-1", "/v1/chat/completions", body)])
+        async with client_for(server) as client:
+            with pytest.raises(InputError, match=r"in: x-1: the body is no JSON"):
+                await run(client, source, tmp_path / "out.jsonl")
+
+
+async def test_a_run_that_is_cancelled_leaves_no_request_waiting(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(number) for number in range(10)])
+    with serve_in_thread(LocalConfig(latency_seconds=30)) as slow:
+        async with client_for(slow) as client:
+            with anyio.move_on_after(0.5):
+                await run(client, source, tmp_path / "out.jsonl")
+            driver: Any = client._collectors.driver(client._collector)
+            assert not driver._engine.requests()
+    assert not (tmp_path / "out.jsonl").exists()
