@@ -44,6 +44,7 @@ class Batching(openai.AsyncOpenAI):
         *,
         _parent: Batching | None = None,
         _batched: bool = True,
+        _apart: bool = False,
         **kwargs: Any,
     ) -> None:
         given = {name: kwargs.pop(name) for name in BATCH_OPTIONS & kwargs.keys()}
@@ -59,10 +60,11 @@ class Batching(openai.AsyncOpenAI):
         self._batched = _batched
         self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
         if _parent is not None and not self._owns_pool:
-            self._pool, self._collectors = _parent._pool, _parent._collectors  # noqa: SLF001 -- as above
+            theirs = _parent._collectors  # noqa: SLF001 -- as above, and next
+            self._pool, self._collectors = _parent._pool, Collectors(theirs.meter) if _apart else theirs  # noqa: SLF001
         else:
-            theirs = kwargs.get("http_client") is not None
-            self._pool = HttpPool(http_client, make=None if theirs else self._like(http_client))
+            given_client = kwargs.get("http_client") is not None
+            self._pool = HttpPool(http_client, make=None if given_client else self._like(http_client))
             self._collectors = Collectors()
         self._collectors.record(options)  # a journal that cannot be used is told at once
 
@@ -139,6 +141,10 @@ class Batching(openai.AsyncOpenAI):
         return super().copy(**kwargs, _extra_kwargs=own)
 
     with_options = copy
+
+    def _apart(self, **options: Any) -> Self:
+        """A copy that shares this client's connections and nothing else: its `_collectors` are to be closed."""
+        return self.copy(**options, _extra_kwargs={"_apart": True})
 
     def is_closed(self) -> bool:
         """Whether `close` was called, here or on the HTTP client."""

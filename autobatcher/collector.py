@@ -41,15 +41,19 @@ if TYPE_CHECKING:
 
 
 class Collectors:
-    """The collectors of a client and its copies: one for each identity under which, and way in which, they send."""
+    """The collectors of a client and its copies: one for each identity under which, and way in which, they send.
 
-    def __init__(self) -> None:
+    Args:
+        meter: counts what the answers used; by default one of their own.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
         self._known: list[tuple[object, Collector]] = []
         self._spool = Spool()
         self._records: list[tuple[object, Record]] = []
         self._finalizers: list[weakref.finalize[[Record], Collectors]] = []
         self._told = False
-        self.meter = Meter()
+        self.meter = meter or Meter()
         self.closed = False
 
     def one(

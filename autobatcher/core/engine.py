@@ -306,14 +306,10 @@ class Engine(msgspec.Struct, eq=False):
             for effect in (Publish(BatchNotCancelled(batch.id)), *self._finish(batch, now, over=False))
         ]
 
-    def requests(self) -> list[Request]:
-        """All that there are."""
-        waiting = [request for window in self.windows.values() for request in window.requests.values()]
-        return waiting + [request for batch in self.batches.values() for request in batch.requests]
-
     def forget(self) -> list[Request]:
         """Let go of all requests there are: the event loop is over, and nobody waits any more."""
-        waiting = self.requests()
+        waiting = [request for window in self.windows.values() for request in window.requests.values()]
+        waiting += [request for batch in self.batches.values() for request in batch.requests]
         for request in waiting:
             request.reply = request.place = request.host = None
         self.windows.clear()

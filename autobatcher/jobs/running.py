@@ -15,7 +15,7 @@ import msgspec
 import openai
 
 from autobatcher.core.endpoints import model_name, weight
-from autobatcher.core.outcomes import Answer, CallFailed, Closed, Outcome
+from autobatcher.core.outcomes import Answer, CallFailed, Outcome
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import MAX_LINES, OversizedError
 from autobatcher.jobs.items import InputError, Item, Source
@@ -116,9 +116,22 @@ async def run(
         options["journal"] = _beside(path, ".journal")
     if source.columns is not None and not full and path.suffix.lower() == ".parquet":
         parquet_library()
-    client = client.with_options(**options)
-    if client._collectors.driver(client._collector) is None:  # noqa: SLF001
-        raise RuntimeError("the client is closed")
+    client = client._apart(**options)  # noqa: SLF001 -- so that its calls are counted from the first again
+    try:
+        return await _run(client, source, path, full=full, in_flight=in_flight, on_progress=on_progress)
+    finally:
+        await client._collectors.close()  # noqa: SLF001 -- batches go on at the server, and are in the journal
+
+
+async def _run(
+    client: Batching,
+    source: Source,
+    path: Path,
+    *,
+    full: bool,
+    in_flight: int,
+    on_progress: Callable[[Progress], object],
+) -> Finished:
     with Results(_beside(path, ".partial")) as partial:
         job = _Job(client, source, partial, in_flight, on_progress)
         await job.work()
@@ -186,8 +199,7 @@ class _Job:
         """Read, submit, and wait for the last outcome."""
         collector = self._client._collector  # noqa: SLF001
         driver = self._client._collectors.driver(collector)  # noqa: SLF001
-        if driver is None:
-            raise RuntimeError("the client is closed")
+        assert driver is not None  # noqa: S101 -- it is nobody else's to close
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick)
@@ -199,8 +211,6 @@ class _Job:
             raise _only(error) from None
         finally:
             self._over = True
-            if self._pending:
-                driver.leave_all(lambda reply: isinstance(reply, _Row) and reply.job is self)
         self._tell()
 
     async def _submit_all(self, collector: Collector, driver: Driver) -> None:
@@ -270,8 +280,6 @@ class _Job:
             self._partial.put(row.number, row.custom_id, outcome)
         except Exception as error:  # noqa: BLE001 -- the core is not to end by what its callers do
             self._broken = error
-        if isinstance(outcome, Closed):
-            self._broken = RuntimeError("the client was closed")
         self._changed.set()
 
     async def _until_pending(self, most: int) -> None:

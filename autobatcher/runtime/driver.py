@@ -122,12 +122,6 @@ class Driver:
         self._engine.flush(self.now())
         self._wake.set()
 
-    def leave_all(self, whose: Callable[[Any], bool]) -> None:
-        """Nobody waits any more for the requests whose replies are such."""
-        for request in self._engine.requests():
-            if request.reply is not None and whose(request.reply):
-                self.leave(request)
-
     def leave(self, request: Request) -> None:
         """Nobody waits for this request any more."""
         host = request.host

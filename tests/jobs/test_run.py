@@ -203,12 +203,22 @@ async def test_a_bad_body_is_said_by_its_name(server: Serving, tmp_path: Path) -
                 await run(client, source, tmp_path / "out.jsonl")
 
 
-async def test_a_run_that_is_cancelled_leaves_no_request_waiting(server: Serving, tmp_path: Path) -> None:
+async def test_a_run_that_is_cancelled_goes_on_at_the_server_and_in_the_next_run(
+    server: Serving, tmp_path: Path
+) -> None:
     source = Listed(tmp_path / "in", [ask(number) for number in range(10)])
-    with serve_in_thread(LocalConfig(latency_seconds=30)) as slow:
+    with serve_in_thread(LocalConfig(latency_seconds=1)) as slow:
         async with client_for(slow) as client:
-            with anyio.move_on_after(0.5):
-                await run(client, source, tmp_path / "out.jsonl")
-            driver: Any = client._collectors.driver(client._collector)
-            assert not driver._engine.requests()
-    assert not (tmp_path / "out.jsonl").exists()
+            events: list[Event] = []
+            with anyio.CancelScope() as scope:
+
+                def stop(event: Event) -> None:
+                    events.append(event)
+                    scope.cancel()
+
+                cancelled = client.with_options(on_event=stop)
+                await run(cancelled, source, tmp_path / "out.jsonl")
+            assert isinstance(events[0], BatchSubmitted)
+            done = await run(client, source, tmp_path / "out.jsonl")
+            assert done.answered == 10
+            assert await batches(client) == 1
