@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from typer import Typer
 
 COMMANDS = {
+    "prepare": "prepare:prepare",
+    "validate": "validate:validate",
     "local": "local:local",
     "demo": "demo:demo",
     "journal": "journal:journal",
