@@ -26,8 +26,9 @@ def validate(
 ) -> None:
     """Find every problem of batch files, with its line.
 
-    The first 100 of a file are shown and the others counted; --json has all of them. Exits with 0 if there are no errors
-    (warnings are for what some servers take), with 1 if there are. Example: autobatcher validate batches/*.jsonl
+    Shows the first 100 of a file and counts the rest; --json has all. Warnings are for what some servers take.
+
+    Exits with 0 if there are no errors, with 1 if there are. Example: autobatcher validate batches/*.jsonl
     """
     errors = 0
     with told():

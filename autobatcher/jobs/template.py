@@ -47,6 +47,10 @@ _IMAGE_STARTS = (
 _WEBP = re.compile(rb"RIFF....WEBP", re.DOTALL)
 _START_BYTES = 16
 
+_TYPES = mimetypes.MimeTypes()  # Python's own, the same on every machine
+for _kind in ("bmp", "heic", "heif"):  # but not in every version of it
+    _TYPES.add_type(f"image/{_kind}", f".{_kind}")
+
 
 class Pattern:
     """A text with names of columns in braces: "Summarise: {text}"; `{{` and `}}` are braces.
@@ -367,5 +371,5 @@ def image_type(path: Path, start: bytes | None = None) -> str | None:
             return kind
     if _WEBP.match(start):
         return "image/webp"
-    named = mimetypes.guess_type(path.name, strict=False)[0]
+    named = _TYPES.guess_type(path.name, strict=False)[0]
     return named if named is not None and named.startswith("image/") else None

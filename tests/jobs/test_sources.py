@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from autobatcher.jobs import InputError, Item, Template, open_source
+from autobatcher import BatchOpenAI
+from autobatcher.jobs import InputError, Item, Template, open_source, run
 from autobatcher.jobs.reading import FirstLines
+from autobatcher.local import LocalConfig, serve_in_thread
 
 CHAT = "/v1/chat/completions"
 TELL = Template("m", "{text}")
@@ -276,7 +278,7 @@ def test_an_image_in_a_folder_has_no_text(tmp_path: Path) -> None:
     assert "b.txt' is no image" in refused(tmp_path, Template("m", "?", images=["file"]))
 
 
-# --- memory ----------------------------------------------------------------------------------------------------
+# --- what it takes ----------------------------------------------------------------------------------------------------
 
 READ_ALL = """
 import resource, sys
@@ -304,3 +306,38 @@ def test_a_large_file_is_read_in_flat_memory(tmp_path: Path, ending: str) -> Non
     read, kilobytes = map(int, done.stdout.split())
     assert read == count
     assert kilobytes < 16_000
+
+
+# --- from a table to its answers -------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_table_is_answered(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.csv", "text,n\n" + "".join(f"é {n},{n}\n" for n in range(20)))
+    with serve_in_thread(LocalConfig()) as serving:
+        async with BatchOpenAI(api_key="k", base_url=serving.base_url, poll_interval_seconds=0.02) as client:
+            done = await run(client, open_source(path, Template("m", "Say {text}")), tmp_path / "out.csv")
+    assert (done.answered, done.failed) == (20, 0)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["n"] for row in rows] == [str(n) for n in range(20)]
+    assert all(f"Say é {n}" in row["answer"] for n, row in enumerate(rows))
+
+
+@pytest.mark.anyio
+async def test_a_batch_file_is_answered(tmp_path: Path) -> None:
+    body = '{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    path = written(tmp_path / "in.jsonl", "".join(line(name, body) for name in 'aé"'))
+    with serve_in_thread(LocalConfig()) as serving:
+        async with BatchOpenAI(api_key="k", base_url=serving.base_url, poll_interval_seconds=0.02) as client:
+            done = await run(client, open_source(path), tmp_path / "out.jsonl")
+    assert (done.answered, done.failed) == (3, 0)
+    lines = (tmp_path / "out.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(each)["custom_id"] for each in lines] == ["a", "é", '"']
+
+
+def test_it_takes_no_extras() -> None:
+    hidden = (
+        "import sys; sys.modules.update(dict.fromkeys(['typer', 'rich', 'uvicorn', 'starlette', 'pyarrow']))"
+    )
+    subprocess.run([sys.executable, "-c", f"{hidden}; import autobatcher.jobs"], check=True)

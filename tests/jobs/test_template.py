@@ -240,7 +240,8 @@ def test_settings_that_were_given_stay_as_they_were() -> None:
         ("a.png", JPEG, "image/jpeg"),
         ("a", WEBP, "image/webp"),
         ("a.gif", b"GIF89a....", "image/gif"),
-        ("a.bmp", b"BM....", "image/bmp"),
+        ("a.BMP", b"BM....", "image/bmp"),
+        ("a.heic", b"....", "image/heic"),
     ],
 )
 def test_a_file_of_an_image_is_a_url_with_its_type(tmp_path: Path, name: str, data: bytes, kind: str) -> None:
