@@ -53,8 +53,12 @@ def prepare(
         OSError: a file cannot be read or written.
     """
     to = Path(to)
-    to.mkdir(parents=True, exist_ok=True)
     path = source.path.resolve()
+    if path.is_dir() and to.resolve().is_relative_to(path):
+        raise InputError(
+            f"{to}: is in the input, where the next run would take the batch files for a part of it"
+        )
+    to.mkdir(parents=True, exist_ok=True)
     name = path.name if path.is_dir() else path.stem
     limits = Limits(weight=max_requests, size=max_bytes)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=to) as folder:

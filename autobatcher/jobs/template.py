@@ -204,6 +204,7 @@ class Template:
     Raises:
         InputError: something cannot be used; a file's name is in the message.
         OSError: a file cannot be read.
+        TypeError: `images` is a single text.
     """
 
     model: str
@@ -218,6 +219,8 @@ class Template:
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("the model has no name")
+        if isinstance(self.images, str):
+            raise TypeError("images are a list of columns")
         if self.endpoint not in ENDPOINTS:
             raise InputError(
                 f"no requests can be made for {self.endpoint!r}, only for {', '.join(ENDPOINTS)}"

@@ -134,6 +134,17 @@ def test_a_source_that_turns_out_faulty_leaves_nothing_behind(tmp_path: Path) ->
         prepare(open_source(batch_file(tmp_path, "text\n", name="x.csv"), Template("m", "{text}")), tmp_path)
 
 
+def test_a_folder_gives_its_whole_name_and_takes_no_files_among_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "notes.old"
+    folder.mkdir()
+    (folder / "a.txt").write_text("hi", "utf-8")
+    source = open_source(folder, Template("m", "{text}"))
+    assert [file.name for file in prepare(source, tmp_path)] == ["notes.old-0001.jsonl"]
+    with pytest.raises(InputError, match="is in the input"):
+        prepare(source, folder / "to")
+    assert names(folder) == ["a.txt"]
+
+
 def test_a_thousand_models_are_no_trouble(tmp_path: Path) -> None:
     lines = [line(f"a{number}", f'{{"model":"m{number % 1_500}"}}') for number in range(3_000)]
     files = prepare(open_source(batch_file(tmp_path, *lines)), tmp_path / "to")

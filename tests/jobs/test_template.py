@@ -299,3 +299,5 @@ def test_an_endpoint_that_is_not_known_is_refused() -> None:
         Template("m", "{text}", endpoint="/v1/videos")
     with pytest.raises(InputError, match="no name"):
         Template("", "{text}")
+    with pytest.raises(TypeError, match="a list of columns"):
+        Template("m", "{text}", images="file")
