@@ -39,6 +39,7 @@ _FIELD_BYTES = 2**31 - 1
 
 _PARQUET_ROWS = 500
 _PARQUET_BUFFER = 2**20
+"""Bytes of a column that are read at a time; otherwise it is a whole row group, which may be the whole file."""
 
 _LINE_FIELDS = {"custom_id", "method", "url", "body"}
 
@@ -341,7 +342,7 @@ class ParquetTable(Table):
     def _open(self) -> Any:
         pa, parquet = parquet_library()
         try:
-            return parquet.ParquetFile(self.path, buffer_size=_PARQUET_BUFFER)
+            return parquet.ParquetFile(self.path, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
         except pa.lib.ArrowException as error:
             raise InputError(f"{self.path}: not Parquet: {error}") from None
 
