@@ -97,30 +97,35 @@ def request_groups(number: int, requests: Iterable[JournalledRequest]) -> Iterat
         group.append(request)
         size += len(request.body)
         if size > REQUESTS:
-            yield number, start, *columns(*zip(*group, strict=True))
+            yield number, start, *_request_columns(group)
             start += len(group)
             group, size = [], 0
     if group:
-        yield number, start, *columns(*zip(*group, strict=True))
+        yield number, start, *_request_columns(group)
+
+
+def _request_columns(group: list[JournalledRequest]) -> tuple[bytes, ...]:
+    return columns(
+        [request.key for request in group],
+        [request.n for request in group],
+        [request.custom_id for request in group],
+        [request.body for request in group],
+    )
 
 
 def answer_groups(now: float, answers: Iterable[tuple[bytes, int, Answer]]) -> Iterator[tuple[Any, ...]]:
     """What `INSERT_ANSWERS` takes: the same of answers."""
-    group: list[tuple[bytes, int, Answer]] = []
-    size = 0
-    for answer in answers:
-        group.append(answer)
-        size += len(answer[2][2])
-        if size > ANSWERS:
-            yield now, *_answer_columns(group)
-            group, size = [], 0
-    if group:
-        yield now, *_answer_columns(group)
-
-
-def _answer_columns(group: list[tuple[bytes, int, Answer]]) -> tuple[bytes, ...]:
-    keys, numbers, answers = zip(*group, strict=True)
-    return columns(keys, numbers, *zip(*answers, strict=True))
+    given = tuple(answers)
+    if not given:
+        return
+    keys, numbers, group = zip(*given, strict=True)
+    whole = keys, numbers, *zip(*group, strict=True)
+    start = size = 0
+    for end, length in enumerate(map(len, whole[-1]), 1):
+        size += length
+        if size > ANSWERS or end == len(given):
+            yield now, *columns(*(column[start:end] for column in whole))
+            start, size = end, 0
 
 
 def columns(keys: Sequence[bytes], *columns: Sequence[Any]) -> tuple[bytes, ...]:

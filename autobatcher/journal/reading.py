@@ -131,12 +131,19 @@ def export(path: str | os.PathLike[str]) -> Iterator[str]:
             number: (base_url, endpoint)
             for number, base_url, endpoint in db.execute("SELECT number, base_url, endpoint FROM batches")
         }
-        for batch, position, (key, n, custom_id, body) in requests_in(db):
-            name = key, n
+        for batch, position, request in requests_in(db):
+            name = request.key, request.n
             if indexes.place(*name) != (batch, position):
                 continue  # it went into another batch
             base_url, endpoint = batches[batch]
-            head = json.dumps({"custom_id": custom_id, "base_url": base_url, "url": endpoint, "n": n})
+            head = json.dumps(
+                {
+                    "custom_id": request.custom_id,
+                    "base_url": base_url,
+                    "url": endpoint,
+                    "n": request.n,
+                }
+            )
             answer = indexes.answer(*name)
             response = "null"
             if answer is not None:
@@ -146,4 +153,4 @@ def export(path: str | os.PathLike[str]) -> Iterator[str]:
                     said = json.dumps(said)
                 response = f'{told[:-1]}, "body": {said}}}'
             # The bodies are JSON already: they go out as they came in.
-            yield f'{head[:-1]}, "body": {body.decode()}, "response": {response}}}\n'
+            yield f'{head[:-1]}, "body": {request.body.decode()}, "response": {response}}}\n'

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from autobatcher.core.outcomes import Answer
 
 
-class JournalledRequest(NamedTuple):
+class JournalledRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that is about to be uploaded.
 
     Attributes:
