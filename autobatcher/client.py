@@ -391,6 +391,8 @@ class BatchOpenAI(OpenAISignatures, Batching):
         journal: a file that keeps requests, batches and answers, so that the same program, run again, goes on where
             it was; or a `Journal` of one's own. Default: what the environment variable AUTOBATCHER_JOURNAL names,
             or none.
+        progress: whether stderr shows how the batches come along: as a table where it is a terminal, else as lines;
+            default False. Needs `pip install "autobatcher[cli]"`.
         **kwargs: the arguments of `openai.AsyncOpenAI`.
 
     Raises:
@@ -398,6 +400,7 @@ class BatchOpenAI(OpenAISignatures, Batching):
         TypeError: a batch option is of a wrong type.
         JournalError: the journal cannot be used: another process has it, it is none, it is damaged, or it
             may only be read.
+        ImportError: `progress=True` without rich; the message says how to install it.
         openai.OpenAIError: as from `openai.AsyncOpenAI`, such as for a missing API key.
     """
 

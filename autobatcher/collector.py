@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import secrets
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from autobatcher.usage import Meter
 
 if TYPE_CHECKING:
     from autobatcher.client import Batching
+    from autobatcher.display import Display
     from autobatcher.options import BatchOptions
     from autobatcher.runtime.pool import HttpPool
 
@@ -53,6 +55,7 @@ class Collectors:
         self._records: list[tuple[object, Record]] = []
         self._finalizers: list[weakref.finalize[[Record], Collectors]] = []
         self._told = False
+        self._shown: Shown | None = None
         self.meter = meter or Meter()
         self.closed = False
 
@@ -70,11 +73,23 @@ class Collectors:
         # Copies come and go, some for a single call; what they leave behind goes when the next one comes.
         self._known = [(known, collector) for known, collector in self._known if not collector.retire()]
         collector = Collector(
-            sender, options, pool, spool=self._spool, record=self.record(options), meter=self.meter
+            sender,
+            options,
+            pool,
+            spool=self._spool,
+            record=self.record(options),
+            meter=self.meter,
+            show=self._show() if options.progress else None,
         )
         collector.closed = self.closed
         self._known.append((identity, collector))
         return collector
+
+    def _show(self) -> Callable[[Event], object]:
+        if self._shown is None:
+            self._shown = Shown()
+            weakref.finalize(self, self._shown.close)  # also at exit
+        return self._shown.show
 
     def driver(self, collector: Collector) -> Driver | None:
         """What submits a collector's requests in this event loop; None when all is closed.
@@ -115,9 +130,34 @@ class Collectors:
         with anyio.CancelScope(shield=True):
             for driver in stopped:
                 await driver.stopped()
+        if self._shown is not None:
+            self._shown.close()
         for (_, record), finalizer in zip(self._records, self._finalizers, strict=True):
             if finalizer.detach() is not None:
                 close_record(record)
+
+
+class Shown:
+    """The display of a client and its copies, from the first event on."""
+
+    def __init__(self) -> None:
+        self._display: Display | None = None
+        self._lock = threading.Lock()
+
+    def show(self, event: Event) -> None:
+        """Show an event, in whatever thread it came."""
+        display = self._display
+        if display is None:
+            from autobatcher.display import Display  # noqa: PLC0415 -- needs an extra, of which the options told
+
+            with self._lock:
+                display = self._display = self._display or Display()
+        display.show(event)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._display is not None:
+            self._display.close()
 
 
 class Collector:
@@ -130,6 +170,7 @@ class Collector:
         spool: keeps large lines.
         record: the journal, if there is one.
         meter: counts what the answers used.
+        show: takes the events, if they are to be seen.
     """
 
     def __init__(
@@ -141,6 +182,7 @@ class Collector:
         spool: Spool,
         record: Record | None,
         meter: Meter,
+        show: Callable[[Event], object] | None = None,
     ) -> None:
         metadata = None if options.batch_metadata is None else dict(options.batch_metadata)
         client = sender(max_retries=0)
@@ -150,6 +192,7 @@ class Collector:
         self._pool = pool
         self._spool = spool
         self._record = record
+        self._show = show
         self._base_url = str(self._upstream.client.base_url)
         self._keys = Keys(self._base_url)
         self._count = meter.counter(self._base_url, options.completion_window)
@@ -219,6 +262,8 @@ class Collector:
 
     def _publish(self, event: Event) -> None:
         log_event(event)
+        if self._show is not None:
+            self._show(event)
         if self._options.on_event is not None:
             try:
                 self._options.on_event(event)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import cast
 
 from autobatcher.events import Event
@@ -47,6 +48,7 @@ class BatchOptions:
     Raises:
         ValueError: a value that makes no sense; the message says what is allowed.
         TypeError: a value of another type.
+        ImportError: `progress` without rich.
     """
 
     batch_size: int = 1000
@@ -82,6 +84,8 @@ class BatchOptions:
         if self.on_event is not None and not callable(self.on_event):
             raise TypeError(f"on_event must be callable, not {self.on_event!r}")
         _check_journal(self.journal)
+        if self.progress and find_spec("rich") is None:
+            raise ImportError('progress=True needs rich: pip install "autobatcher[cli]"', name="rich")
 
 
 def _check_journal(journal: object) -> None:

@@ -79,6 +79,10 @@ def construct(**options: Any) -> autobatcher.BatchOpenAI:
             )
             for value in (None, 1, 0, "yes")
         ),
+        *(
+            ({"progress": value}, TypeError, f"progress must be a bool, not {value!r}")
+            for value in (None, 1, "yes")
+        ),
     ],
 )
 def test_a_senseless_value_is_refused(bad: dict[str, Any], error: type[Exception], said: str) -> None:
@@ -106,6 +110,8 @@ def test_a_senseless_value_is_refused(bad: dict[str, Any], error: type[Exception
         {"max_active_batches": 10**9, "max_enqueued_tokens": 10**12},
         {"cancel_active_batches_on_close": True},
         {"cancel_active_batches_on_close": False},
+        {"progress": True},
+        {"progress": False},
     ],
 )
 def test_a_value_at_the_edge_of_sense_is_taken(good: dict[str, Any]) -> None:

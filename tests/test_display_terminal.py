@@ -1,0 +1,262 @@
+"""The display on a terminal: programs run in a pseudo-terminal, and the screen is read as an emulator shows it."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import pytest
+
+from autobatcher.local import LocalConfig, serve_in_thread
+
+pytest.importorskip("termios", reason="there are no pseudo-terminals here")
+import fcntl
+import pty
+import struct
+import termios
+
+import pyte
+from typing_extensions import Self
+
+PATIENCE = 60.0
+ID = re.compile(r"batch_[0-9a-f]{32}(?![0-9a-f])")
+COUNTS = re.compile(r"(\d+)/(\d+)/(\d+)")
+WAYS = [
+    pytest.param("asyncio", 80, 24, id="asyncio-80x24"),
+    pytest.param("asyncio", 120, 40, id="asyncio-120x40"),
+    pytest.param("trio", 80, 24, id="trio-80x24"),
+]
+
+PROGRAM = """
+import fcntl, logging, sys, termios
+import anyio
+from autobatcher import BatchOpenAI
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+logging.getLogger("autobatcher").addHandler(logging.NullHandler())
+base_url, backend, ending = sys.argv[1:]
+client = BatchOpenAI(
+    base_url=base_url, api_key="local", progress=True,
+    batch_size=20, batch_window_seconds=0.05, poll_interval_seconds=0.1,
+)
+
+async def ask(number, model="local-chat"):
+    text = "[[error:400]]" if number == 7 else f"{number}"
+    try:
+        await client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
+    except Exception:
+        if number != 7:
+            raise
+
+async def burst(count):
+    async with anyio.create_task_group() as tasks:
+        for number in range(count):
+            tasks.start_soon(ask, number)
+        if ending == "prints":
+            for number in range(3):
+                await anyio.sleep(0.3)
+                print(f"line {number} of the program")
+        if ending == "dies":
+            await anyio.to_thread.run_sync(input)
+            raise RuntimeError("the program's own fault")
+
+async def main():
+    await burst(60)
+    print("the answers are here")
+    if ending == "twice":
+        input()
+        await burst(20)
+        print("all of them")
+    if ending == "closes":
+        await client.close()
+
+anyio.run(main, backend=backend)
+if ending != "closes":
+    print("done with the client")
+"""
+
+
+class Terminal:
+    """A program in a pseudo-terminal of its own."""
+
+    def __init__(self, command: list[str], width: int, height: int) -> None:
+        self.screen = pyte.Screen(width, height)
+        self._stream = pyte.ByteStream(self.screen)
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**environment, "TERM": "xterm-256color", "NO_COLOR": "1"},
+        )
+        os.close(slave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+
+    @property
+    def done(self) -> int:
+        """Requests that the batches under way are through with."""
+        return sum(int(count) for count, _, _ in COUNTS.findall(self.text))
+
+    def type(self, text: bytes) -> None:
+        os.write(self._master, text)
+
+    def read(self) -> bool:
+        """Let the emulator have what the program writes next; False at its end."""
+        ready, _, _ = select.select([self._master], [], [], 0.1)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # as Linux says that nobody has the other end any more
+            return False
+        self._stream.feed(data)
+        return bool(data)
+
+    def until(self, seen: Callable[[], bool]) -> None:
+        """Read until the screen shows it."""
+        end = time.monotonic() + PATIENCE
+        while not seen():
+            assert time.monotonic() < end, self.text
+            if not self.read():
+                assert seen(), self.text
+
+    def until_over(self) -> int:
+        """Read to the end; returns the program's exit code."""
+        end = time.monotonic() + PATIENCE
+        while self.read():
+            assert time.monotonic() < end, self.text
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def running(
+    ending: str, width: int = 80, height: int = 24, *, backend: str = "asyncio", latency: float = 0.1
+) -> Iterator[Terminal]:
+    config = LocalConfig(latency_seconds=latency, concurrency=4)
+    with serve_in_thread(config) as server:
+        command = [sys.executable, "-c", PROGRAM, server.base_url, backend, ending]
+        with Terminal(command, width, height) as terminal:
+            yield terminal
+
+
+SUMMARY = "3 batches settled: 59 answered, 1 failed, 0 sent again"
+
+
+@pytest.mark.parametrize(("backend", "width", "height"), WAYS)
+def test_a_table_comes_along_and_a_summary_stays(backend: str, width: int, height: int) -> None:
+    with running("closes", width, height, backend=backend) as terminal:
+        terminal.until(lambda: len(set(ID.findall(terminal.text))) == 3 and "in_progress" in terminal.text)
+        assert "done/failed/total" in terminal.text
+        assert ("local-chat" in terminal.text) == (width == 120)  # the ids are whole, and the models give way
+        assert terminal.screen.cursor.hidden
+        terminal.until(lambda: terminal.done > 0)
+        before = terminal.done
+        terminal.until(lambda: terminal.done > before)
+        terminal.until(lambda: "settled" in terminal.text)
+        assert terminal.until_over() == 0
+        assert terminal.text.splitlines() == [SUMMARY, "the answers are here"]
+        assert not terminal.screen.cursor.hidden
+
+
+def test_what_the_program_prints_meanwhile_stands_above() -> None:
+    with running("prints") as terminal:
+        terminal.until(lambda: "line 0 of the program" in terminal.text and bool(ID.search(terminal.text)))
+        lines = terminal.text.splitlines()
+        assert lines[0] == "line 0 of the program"
+        assert terminal.until_over() == 0
+        assert terminal.text.splitlines() == [
+            *(f"line {number} of the program" for number in range(3)),
+            SUMMARY,
+            "the answers are here",
+            "done with the client",
+        ]
+
+
+def test_while_nothing_is_under_way_the_terminal_is_the_programs_own() -> None:
+    with running("twice") as terminal:
+        terminal.until(lambda: "the answers are here" in terminal.text)
+        assert not terminal.screen.cursor.hidden
+        assert terminal.text.splitlines() == [SUMMARY, "the answers are here"]
+        terminal.type(b"\n")
+        terminal.until(lambda: bool(ID.search(terminal.text)))
+        assert terminal.screen.cursor.hidden
+        assert terminal.until_over() == 0
+        assert "4 batches settled: 78 answered, 2 failed, 0 sent again\nall of them" in terminal.text
+        assert not terminal.screen.cursor.hidden
+
+
+def test_a_program_that_dies_leaves_the_terminal_in_order() -> None:
+    with running("dies", 120, 40, latency=30) as terminal:
+        terminal.until(lambda: bool(ID.search(terminal.text)) and terminal.screen.cursor.hidden)
+        terminal.type(b"\n")
+        assert terminal.until_over() == 1
+        assert "the program's own fault" in terminal.text
+        assert not terminal.screen.cursor.hidden
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ctrl_c_leaves_the_terminal_in_order_and_says_which_batches_go_on(backend: str) -> None:
+    with running("closes", 120, 40, backend=backend, latency=30) as terminal:
+        terminal.until(lambda: len(set(ID.findall(terminal.text))) == 3 and terminal.screen.cursor.hidden)
+        terminal.type(b"\x03")
+        assert terminal.until_over() in (1, 130, -signal.SIGINT)
+        assert len(set(ID.findall(terminal.text))) == 3
+        assert not terminal.screen.cursor.hidden
+
+
+def test_a_terminal_that_goes_away_ends_the_display_and_not_the_program() -> None:
+    with serve_in_thread(LocalConfig(latency_seconds=0.05, concurrency=4)) as server:
+        command = [sys.executable, "-c", IN_BACKGROUND, server.base_url]
+        with Terminal(command, 80, 24) as terminal:
+            assert terminal.process.wait(PATIENCE) == 5
+
+
+IN_BACKGROUND = """
+import os, sys
+import anyio
+from autobatcher import BatchOpenAI
+
+async def main():
+    async with BatchOpenAI(
+        base_url=sys.argv[1], api_key="local", progress=True, batch_size=5,
+        batch_window_seconds=0.05, poll_interval_seconds=0.1,
+    ) as client:
+        async def ask(number):
+            await client.chat.completions.create(
+                model="local-chat", messages=[{"role": "user", "content": str(number)}]
+            )
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(ask, number)
+            await anyio.sleep(0.3)
+            for number in (1, 2):
+                os.close(number)
+
+anyio.run(main)
+os._exit(5)
+"""
