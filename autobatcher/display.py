@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +26,9 @@ from autobatcher.display_state import (
     Settled,
     State,
     bytes_text,
+    counted,
+    named,
+    printable,
     problem_text,
     rate_text,
     seconds_text,
@@ -42,7 +45,10 @@ IDLE_REFRESH_SECONDS = 1.0
 LINE_SECONDS = 30.0
 """The least time between two lines about the progress of the same batch, or of all."""
 
-PROBLEM_LINES = 3
+PROBLEMS = 3
+PROBLEM_LINES = 6
+"""As many of the last problems are shown, in as many lines."""
+
 STOP_SECONDS = 2.0
 """How long a program waits for its terminal to take the last picture; it may have been stopped with Ctrl-S."""
 
@@ -224,8 +230,9 @@ class _Above(FileProxy):
     Programs may keep it for longer; then it passes everything on.
     """
 
-    def __init__(self, console: Console, stream: IO[str]) -> None:
+    def __init__(self, console: Console, stream: IO[str], drawing: threading.RLock) -> None:
         super().__init__(console, stream)
+        self._drawing = drawing
         self._pid = os.getpid()
         self.active = True
 
@@ -247,18 +254,20 @@ class _Above(FileProxy):
     def write(self, text: str) -> int:
         if not self._there():
             return self.rich_proxied_file.write(text)
-        super().write(text)
+        with self._drawing:
+            super().write(text)
         return len(text)
 
     def flush(self) -> None:
         if self._there():
-            super().flush()
+            with self._drawing:
+                super().flush()
         else:
             self.rich_proxied_file.flush()
 
 
-class _Screen(threading.Thread):
-    """A table on the terminal, from the first event to when nothing is under way.
+class _Screen:
+    """A table on the terminal, drawn by a thread, from the first event to when nothing is under way.
 
     Args:
         console: where.
@@ -274,7 +283,7 @@ class _Screen(threading.Thread):
         draw: Callable[[Frame], RenderableType],
         on_end: Callable[[], object],
     ) -> None:
-        super().__init__(name="autobatcher-display", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="autobatcher-display", daemon=True)
         self._console = console
         self._frame = frame
         self._draw = draw
@@ -282,51 +291,72 @@ class _Screen(threading.Thread):
         self._last: Frame | None = None
         self._leaving = threading.Event()
         self._proxies: dict[str, _Above] = {}
+        # Without it, rich draws by where the cursor was before another thread drew.
+        self._drawing = threading.RLock()
         self.changed = threading.Event()
         self.broken = False
 
-    def run(self) -> None:
-        """Draw until told to leave."""
+    def start(self) -> None:
+        """Begin to draw.
+
+        Raises:
+            RuntimeError: there can be no more threads.
+        """
+        self._thread.start()
+
+    def _run(self) -> None:
         live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         try:
-            live.start()
-            self._redirect()
+            with self._drawing:
+                live.start()
+                self._redirect()
             while not self._leaving.is_set():
                 self.changed.clear()
-                live.update(self._draw(self._frame()), refresh=True)
+                self._refresh(live, self._frame())
                 if not self._leaving.wait(REFRESH_SECONDS):
                     self.changed.wait(IDLE_REFRESH_SECONDS - REFRESH_SECONDS)
-            if self._last is not None:
-                live.update(self._draw(self._last))
         except Exception:  # noqa: BLE001 -- a terminal that is gone, say; the display notices
+            self.broken = True
+        try:
+            with self._drawing:
+                self._finish(live)
+        except Exception:  # noqa: BLE001 -- as above
             self.broken = True
         finally:
             self._restore()
-            try:
-                live.stop()
-            except Exception:  # noqa: BLE001 -- as above
-                self.broken = True
             self._on_end()
+
+    def _refresh(self, live: Live, frame: Frame) -> None:
+        drawn = self._draw(frame)
+        with self._drawing:
+            live.update(drawn, refresh=True)
+
+    def _finish(self, live: Live) -> None:
+        try:
+            for proxy in self._proxies.values():
+                FileProxy.flush(proxy)
+            if self._last is not None:
+                live.update(self._draw(self._last))
+        finally:
+            live.stop()
 
     def leave(self, last: Frame | None) -> None:
         """Draw this as the last picture, and give the terminal back before the program goes on."""
         self._last = last
         self._leaving.set()
         self.changed.set()
-        if threading.current_thread() is not self:
-            self.join(STOP_SECONDS)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(STOP_SECONDS)
 
     def _redirect(self) -> None:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if not isinstance(stream, FileProxy) and _is_tty(stream):
-                self._proxies[name] = _Above(self._console, stream)
+                self._proxies[name] = _Above(self._console, stream, self._drawing)
                 setattr(sys, name, cast("Any", self._proxies[name]))
 
     def _restore(self) -> None:
         for name, proxy in self._proxies.items():
-            with contextlib.suppress(Exception):
-                FileProxy.flush(proxy)
             proxy.active = False
             if getattr(sys, name) is proxy:  # else the program has put something of its own there
                 setattr(sys, name, proxy.rich_proxied_file)
@@ -356,7 +386,7 @@ class _Lines:
             case BatchSubmitted():
                 self._told[event.batch_id] = now
                 self._write(
-                    f"batch {event.batch_id} submitted: {event.requests:,} requests, {event.model},"
+                    f"{named(event.batch_id)} submitted: {counted(event.requests, 'request')}, {printable(event.model)},"
                     f" {bytes_text(event.size)}"
                 )
             case BatchProgressed():
@@ -391,7 +421,7 @@ class _Lines:
 def row_text(row: Row) -> str:
     """A batch under way, as a line."""
     return (
-        f"batch {row.id} {row.status}: {row.completed:,} of {row.total:,} done, {row.failed:,} failed,"
+        f"{named(row.id)} {row.status}: {row.completed:,} of {row.total:,} done, {row.failed:,} failed,"
         f" {rate_text(row.rate)}, {seconds_text(row.left)} left"
     )
 
@@ -400,7 +430,7 @@ def settled_batch_text(event: BatchSettled, row: Row | None) -> str:
     """A batch that is over, as a line."""
     age = event.duration if row is None else row.age
     return (
-        f"batch {event.batch_id or '-'} {event.status}: {event.answered:,} answered, {event.failed:,} failed,"
+        f"{named(event.batch_id)} {event.status}: {event.answered:,} answered, {event.failed:,} failed,"
         f" {event.resent:,} sent again, after {seconds_text(age)}"
     )
 
@@ -410,11 +440,11 @@ def overall_text(overall: Overall) -> str:
     ended = f"{overall.answered:,} answered, {overall.failed:,} failed"
     if overall.packing:
         return (
-            f"{bytes_text(overall.read)} of {bytes_text(overall.size)} read, {overall.total:,} requests,"
+            f"{bytes_text(overall.read)} of {bytes_text(overall.size)} read, {counted(overall.total, 'request')},"
             f" {ended}, {seconds_text(overall.left)} left"
         )
     if overall.done >= overall.total:
-        return f"{overall.total:,} requests: {ended}"
+        return f"{counted(overall.total, 'request')}: {ended}"
     return (
         f"{overall.done:,} of {overall.total:,} done: {ended},"
         f" {rate_text(overall.rate)}, {seconds_text(overall.left)} left"
@@ -476,16 +506,24 @@ def picture(frame: Frame, width: int, height: int, *, time_of: Callable[[Problem
     below: list[RenderableType] = []
     if frame.settled.batches:
         below.append(_line(settled_text(frame.settled), "green"))
-    spare = max(room - len(below) - min(len(frame.rows), 2) - 1, 0)
-    below += [
-        _line(f"{time_of(problem)} {problem.text}", "yellow")
-        for problem in frame.problems[-min(PROBLEM_LINES, spare) :]
-        if spare
-    ]
+    spare = room - len(below) - min(len(frame.rows), 2) - 1
+    said = [f"{time_of(problem)} {problem.text}" for problem in frame.problems[-PROBLEMS:]]
+    below += [_line(line, "yellow") for line in _last_lines(said, width, min(spare, PROBLEM_LINES))]
     room -= len(below)
     if frame.rows and room > 1:
         parts += _batches(frame.rows, width, room - 1)
     return Group(*parts, *below)
+
+
+def _last_lines(texts: list[str], width: int, most: int) -> list[str]:
+    """As many of the last texts, wrapped, as fit into so many lines."""
+    lines: list[str] = []
+    for text in reversed(texts):
+        wrapped = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        if len(wrapped) + len(lines) > most:
+            break
+        lines[:0] = wrapped
+    return lines
 
 
 def _line(text: str, style: str = "") -> Text:

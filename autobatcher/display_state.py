@@ -117,10 +117,16 @@ class Pace:
         self._reports = deque([(now, count)])
 
     def add(self, now: float, count: int) -> None:
-        """The count at a moment. Of a wait before it first grows, only the end counts."""
+        """The count at a moment. Of a wait before it first grows, only the end counts.
+
+        What it falls by, as when requests are to be sent again, says nothing of how fast it grows.
+        """
         reports = self._reports
         last = reports[-1][1]
-        if count < last or (count == last and len(reports) == 1):
+        if count < last:
+            self._reports = deque((at, before - (last - count)) for at, before in reports)
+            return
+        if count == last and len(reports) == 1:
             reports.clear()
         elif count == last:
             return
@@ -314,12 +320,23 @@ def problem_text(event: RequestsResent | CallRetried | LinesIgnored | BatchNotCa
             then = f"next try in {event.delay:.0f} s" if event.delay else "looking whether it was done"
             said = f"{event.step} failed ({event.reason}); {then}"
         case RequestsResent():
-            said = f"{event.requests:,} requests are sent again: {event.reason}"
+            said = f"{counted(event.requests, 'request')} sent again: {event.reason}"
         case LinesIgnored():
-            said = f"{event.lines:,} result lines ignored: {event.reason}"
+            said = f"{counted(event.lines, 'result line')} ignored: {event.reason}"
         case BatchNotCancelled():
             said = "could not be cancelled, and may go on at the server"
-    return printable(f"batch {event.batch_id or '-'}: {said}")
+    return f"{named(event.batch_id)}: {printable(said)}"
+
+
+def named(batch_id: str | None) -> str:
+    """A batch in a line: by its id, which says by itself what it is, or is preceded by that; "batch -" without one."""
+    text = printable(batch_id or "-")
+    return text if text.startswith("batch") else f"batch {text}"
+
+
+def counted(number: int, name: str) -> str:
+    """Such as "1 request", "1,000 requests"."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -141,13 +141,17 @@ def test_a_rate_is_known_where_polls_are_further_apart_than_the_last_minutes(
     assert state.frame().rows[0].rate == pytest.approx(1.0)
 
 
-def test_a_count_that_goes_down_begins_anew(state: State, clock: Clock) -> None:
-    state.take(submitted())
+def test_requests_that_are_to_be_sent_again_do_not_slow_the_rest(state: State, clock: Clock) -> None:
+    state.take(submitted("a"))
+    state.take(submitted("b"))
     clock.now += 10
-    state.take(progressed(50))
-    clock.now += 10
-    state.take(progressed(10))
-    assert state.frame().rows[0].rate is None
+    state.take(progressed(50, batch_id="a"))
+    state.take(progressed(50, batch_id="b"))
+    assert state.overall.rate == pytest.approx(10.0)
+    state.take(settled(30, resent=70, batch_id="a", status="expired"))
+    assert state.overall.done == 80
+    assert state.overall.rate == pytest.approx(10.0)
+    assert state.overall.left == pytest.approx(5.0)
 
 
 def test_a_batch_of_an_earlier_run_comes_with_its_first_report(state: State, clock: Clock) -> None:
@@ -214,10 +218,10 @@ def test_problems_are_told_with_their_time_and_only_the_last_are_kept(state: Sta
     texts = [problem.text for problem in state.frame().problems]
     assert texts == [
         "batch -: upload failed (503 busy); next try in 5 s",
-        f"batch {LONG}: create failed (no answer); looking whether it was done",
-        f"batch {LONG}: 1,234 requests are sent again: their lines hold errors that may pass",
-        f"batch {LONG}: 2 result lines ignored: malformed",
-        f"batch {LONG}: could not be cancelled, and may go on at the server",
+        f"{LONG}: create failed (no answer); looking whether it was done",
+        f"{LONG}: 1,234 requests sent again: their lines hold errors that may pass",
+        f"{LONG}: 2 result lines ignored: malformed",
+        f"{LONG}: could not be cancelled, and may go on at the server",
     ]
     clock.now += 1
     state.take(BatchNotCancelled(None))
@@ -268,13 +272,13 @@ def test_where_there_is_no_terminal_events_are_lines(clock: Clock) -> None:
     display.close()
     display.show(submitted())
     assert lines_of(stream) == [
-        f"batch {LONG} submitted: 100 requests, m, 12.3 kB",
-        f"batch {LONG} in_progress: 30 of 100 done, 0 failed, 1.0/s, 1m 10s left",
+        f"{LONG} submitted: 100 requests, m, 12.3 kB",
+        f"{LONG} in_progress: 30 of 100 done, 0 failed, 1.0/s, 1m 10s left",
         "30 of 100 done: 0 answered, 0 failed, 1.0/s, 1m 10s left",
-        f"batch {LONG} in_progress: 60 of 100 done, 0 failed, 1.0/s, 40s left",
+        f"{LONG} in_progress: 60 of 100 done, 0 failed, 1.0/s, 40s left",
         "60 of 100 done: 0 answered, 0 failed, 1.0/s, 40s left",
-        f"batch {LONG}: 1 requests are sent again: their lines hold errors that may pass",
-        f"batch {LONG} completed: 97 answered, 2 failed, 1 sent again, after 1m 00s",
+        f"{LONG}: 1 request sent again: their lines hold errors that may pass",
+        f"{LONG} completed: 97 answered, 2 failed, 1 sent again, after 1m 00s",
         "99 requests: 97 answered, 2 failed",
     ]
     assert stream.getvalue().isascii()
@@ -415,6 +419,22 @@ def test_all_stands_at_120_columns() -> None:
     assert lines[5:] == ["at 0 problem 0", "at 1 problem 1"]
 
 
+def test_a_problem_is_told_whole_in_as_many_lines_as_it_needs() -> None:
+    told = [
+        Problem(
+            1.0, f"{LONG}: poll failed (500 Internal Server Error: the server had an error); next try in 5 s"
+        ),
+        Problem(2.0, "batch -: upload failed (no connection); next try in 5 s"),
+    ]
+    frame = Frame(frame_of([row()]).overall, [row()], Settled(), told)
+    assert rendered(frame, 80, 24)[-3:] == [
+        f"at 1 {LONG}: poll failed (500 Internal Server",
+        "  Error: the server had an error); next try in 5 s",
+        "at 2 batch -: upload failed (no connection); next try in 5 s",
+    ]
+    assert rendered(frame, 80, 7)[-1] == "at 2 batch -: upload failed (no connection); next try in 5 s"
+
+
 @pytest.mark.parametrize("height", [5, 8, 10, 24, 40])
 def test_there_are_never_more_lines_than_the_terminal_has(height: int) -> None:
     rows = [row(f"batch_{number:032}") for number in range(50)]
@@ -512,11 +532,11 @@ async def test_a_client_and_its_copies_have_one_display(
     ids = [event.batch_id for event in events if isinstance(event, BatchSubmitted)]
     assert len(ids) == 4
     for number, batch_id in enumerate(ids):
-        of_it = [line for line in said if line.startswith(f"batch {batch_id} ")]
+        of_it = [line for line in said if line.startswith(f"{batch_id} ")]
         if number == 2:
             assert of_it == []
         else:
-            assert "submitted: 1 requests, local-chat" in of_it[0]
+            assert "submitted: 1 request, local-chat" in of_it[0]
             assert "completed: 1 answered, 0 failed, 0 sent again" in of_it[-1]
     assert said[-1] == "3 requests: 3 answered, 0 failed"
 

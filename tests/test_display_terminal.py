@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 import pytest
@@ -155,11 +156,19 @@ class Terminal:
 
 @contextmanager
 def running(
-    ending: str, width: int = 80, height: int = 24, *, backend: str = "asyncio", latency: float = 0.1
+    ending: str,
+    width: int = 80,
+    height: int = 24,
+    *,
+    backend: str = "asyncio",
+    latency: float = 0.1,
+    output: Path | None = None,
 ) -> Iterator[Terminal]:
     config = LocalConfig(latency_seconds=latency, concurrency=4)
     with serve_in_thread(config) as server:
         command = [sys.executable, "-c", PROGRAM, server.base_url, backend, ending]
+        if output is not None:
+            command = ["sh", "-c", 'exec "$@" >"$0"', str(output), *command]
         with Terminal(command, width, height) as terminal:
             yield terminal
 
@@ -195,6 +204,15 @@ def test_what_the_program_prints_meanwhile_stands_above() -> None:
             "the answers are here",
             "done with the client",
         ]
+
+
+def test_what_goes_into_a_file_goes_there(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    with running("closes", output=output) as terminal:
+        terminal.until(lambda: bool(ID.search(terminal.text)))
+        assert terminal.until_over() == 0
+        assert terminal.text.splitlines() == [SUMMARY]
+    assert output.read_text() == "the answers are here\n"
 
 
 def test_while_nothing_is_under_way_the_terminal_is_the_programs_own() -> None:
