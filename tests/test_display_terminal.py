@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
 from autobatcher.local import LocalConfig, serve_in_thread
 
 pytest.importorskip("termios", reason="there are no pseudo-terminals here")
-import fcntl
-import pty
-import struct
-import termios
+from tests.terminal import PATIENCE, Terminal
 
-import pyte
-from typing_extensions import Self
-
-PATIENCE = 60.0
 ID = re.compile(r"batch_[0-9a-f]{32}(?![0-9a-f])")
-COUNTS = re.compile(r"(\d+)/(\d+)/(\d+)")
 WAYS = [
     pytest.param("asyncio", 80, 24, id="asyncio-80x24"),
     pytest.param("asyncio", 120, 40, id="asyncio-120x40"),
@@ -83,75 +70,6 @@ anyio.run(main, backend=backend)
 if ending != "closes":
     print("done with the client")
 """
-
-
-class Terminal:
-    """A program in a pseudo-terminal of its own."""
-
-    def __init__(self, command: list[str], width: int, height: int) -> None:
-        self.screen = pyte.Screen(width, height)
-        self._stream = pyte.ByteStream(self.screen)
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        self.process = subprocess.Popen(
-            command,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env={**environment, "TERM": "xterm-256color", "NO_COLOR": "1"},
-        )
-        os.close(slave)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
-
-    @property
-    def done(self) -> int:
-        """Requests that the batches under way are through with."""
-        return sum(int(count) for count, _, _ in COUNTS.findall(self.text))
-
-    def type(self, text: bytes) -> None:
-        os.write(self._master, text)
-
-    def read(self) -> bool:
-        """Let the emulator have what the program writes next; False at its end."""
-        ready, _, _ = select.select([self._master], [], [], 0.1)
-        if not ready:
-            return True
-        try:
-            data = os.read(self._master, 65536)
-        except OSError:  # as Linux says that nobody has the other end any more
-            return False
-        self._stream.feed(data)
-        return bool(data)
-
-    def until(self, seen: Callable[[], bool]) -> None:
-        """Read until the screen shows it."""
-        end = time.monotonic() + PATIENCE
-        while not seen():
-            assert time.monotonic() < end, self.text
-            if not self.read():
-                assert seen(), self.text
-
-    def until_over(self) -> int:
-        """Read to the end; returns the program's exit code."""
-        end = time.monotonic() + PATIENCE
-        while self.read():
-            assert time.monotonic() < end, self.text
-        return self.process.wait(PATIENCE)
 
 
 @contextmanager

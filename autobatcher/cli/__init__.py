@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typer import Typer
 
 COMMANDS = {
+    "run": "run:run",
     "prepare": "prepare:prepare",
     "validate": "validate:validate",
     "local": "local:local",

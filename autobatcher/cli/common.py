@@ -56,6 +56,8 @@ def connection(base_url: str | None, api_key: str | None) -> dict[str, str]:
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if base_url is None and not api_key and doubleword_key and not openai_key:
         base_url = DOUBLEWORD
+    if base_url is not None and not base_url.startswith(("http://", "https://")):
+        fail(f"the server's address must start with http:// or https://, not as in {base_url!r}", USAGE)
     theirs = base_url is not None and base_url.rstrip("/") == DOUBLEWORD
     key = api_key or (doubleword_key if theirs else None) or openai_key
     if key is None:
@@ -88,9 +90,10 @@ def told() -> Iterator[None]:
         fail(_text(error), USAGE)
     except openai.APIStatusError as error:
         fail(f"the server answered {error.status_code}: {error.message}", SERVER)
+    except openai.APIConnectionError as error:
+        fail(f"{error.request.url}: {error.message} ({error.__cause__ or 'no cause is known'})", SERVER)
     except (openai.OpenAIError, AutobatcherError) as error:
-        cause = error.__cause__
-        fail(str(error) if cause is None else f"{error} ({cause})", SERVER)
+        fail(str(error), SERVER)
     except OSError as error:
         fail(_text(error), USAGE)
 
@@ -101,10 +104,11 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
-def run_async(function: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine function to its end; Ctrl-C ends the command with `INTERRUPTED`."""
+def run_async(function: Callable[[], Awaitable[T]], *, interrupted: Callable[[], object] = lambda: None) -> T:
+    """Run a coroutine function to its end; Ctrl-C ends the command with `INTERRUPTED`, after that is told."""
     with told():
         try:
             return anyio.run(function)
         except KeyboardInterrupt:
+            interrupted()
             raise typer.Exit(INTERRUPTED) from None

@@ -150,6 +150,8 @@ def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: b
         raise FileExistsError(errno.EEXIST, "is there already; overwriting it has to be asked for", str(path))
     if path.resolve() == source.path.resolve():
         raise InputError(f"{path}: the results would replace the input")
+    if source.path.resolve() in path.resolve().parents:
+        raise InputError(f"{path}: the results would be part of the input")
     return path
 
 

@@ -1,0 +1,199 @@
+"""`autobatcher run`: from a file to answers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from autobatcher import BatchOpenAI
+from autobatcher.cli.common import (
+    SOME_FAILED,
+    USAGE,
+    ApiKey,
+    BaseUrl,
+    connection,
+    fail,
+    print_json,
+    run_async,
+    say,
+    told,
+)
+from autobatcher.cli.inputs import (
+    Endpoint,
+    Images,
+    Input,
+    Kind,
+    Model,
+    Prompt,
+    Schema,
+    Settings,
+    System,
+    Tools,
+    source_of,
+)
+from autobatcher.core.window import MAX_LINES
+from autobatcher.display import Display
+from autobatcher.jobs.items import Source
+from autobatcher.jobs.running import IN_FLIGHT, Finished, Progress
+from autobatcher.jobs.running import run as run_job
+from autobatcher.jobs.template import CHAT
+
+
+def run(
+    path: Input,
+    results: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="RESULTS",
+            help="The results: of a batch file lines of an output file, of a table its columns, answer and error, as"
+            " .csv, .jsonl or .parquet. Beside it is RESULTS.journal, from which the same command goes on after it was"
+            " cut short; delete that, when you are done.",
+        ),
+    ],
+    *,
+    model: Model = None,
+    prompt: Prompt = None,
+    system: System = None,
+    schema: Schema = None,
+    tools: Tools = None,
+    images: Images = None,
+    settings: Settings = None,
+    endpoint: Endpoint = CHAT,
+    kind: Kind = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Of a table, too, the whole answers, as lines of an output file.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace RESULTS; what the journal has is not bought again.")
+    ] = False,
+    window: Annotated[
+        str,
+        typer.Option(
+            "--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."
+        ),
+    ] = "24h",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metadata", metavar="KEY=VALUE", help="Attached to each batch. Can be given several times."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MAX_LINES, help="The most requests of a batch.")
+    ] = MAX_LINES,
+    max_active_batches: Annotated[
+        int | None,
+        typer.Option("--max-active-batches", min=1, help="The most batches at the server at a time."),
+    ] = None,
+    max_enqueued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            "--in-flight", min=1, help="The most requests under way at a time; each takes some memory."
+        ),
+    ] = IN_FLIGHT,
+    poll_interval: Annotated[
+        float, typer.Option("--poll-interval", min=0.01, help="Seconds between polls of a young batch.")
+    ] = 5.0,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what it came to as one JSON object.")
+    ] = False,
+) -> None:
+    """Answer every request of a file, or every row of a table, at batch prices.
+
+    What is answered is kept as it comes: interrupted and run again, it goes on where it was, and pays for nothing twice.
+
+    Exit codes: 0 all answered, 1 some failed, 2 usage, 3 server or network, 130 interrupted.
+
+    Example: autobatcher run texts.csv -o answers.csv --model gpt-4o-mini --prompt "Summarise: {text}"
+    """
+    with told():
+        source = source_of(
+            path,
+            model=model,
+            prompt=prompt,
+            system=system,
+            schema=schema,
+            tools=tools,
+            images=images,
+            settings=settings,
+            endpoint=endpoint,
+            kind=kind,
+        )
+    options = {
+        **connection(base_url, api_key),
+        "completion_window": window,
+        "batch_metadata": _pairs(metadata),
+        "max_active_batches": max_active_batches,
+        "max_enqueued_tokens": max_enqueued_tokens,
+        "poll_interval_seconds": poll_interval,
+    }
+    job = _Job(
+        source,
+        results,
+        {"full": full, "overwrite": overwrite, "batch_size": batch_size, "in_flight": in_flight},
+    )
+    done = run_async(lambda: job.work(options), interrupted=job.interrupted)
+    _tell(done, as_json=as_json)
+    raise typer.Exit(SOME_FAILED if done.failed else 0)
+
+
+class _Job:
+    def __init__(self, source: Source, results: Path, options: dict[str, Any]) -> None:
+        self._source, self._results, self._options = source, results, options
+        self._last: Progress | None = None
+
+    async def work(self, client_options: dict[str, Any]) -> Finished:
+        logging.getLogger("autobatcher").addHandler(logging.NullHandler())  # the display says it all
+        display = Display()
+
+        def note(progress: Progress) -> None:
+            self._last = progress
+            display.overall(progress)
+
+        try:
+            async with BatchOpenAI(**client_options, on_event=display.show) as client:
+                return await run_job(client, self._source, self._results, **self._options, on_progress=note)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(display.close)
+
+    def interrupted(self) -> None:
+        """What somebody is to know who has pressed Ctrl-C."""
+        last = self._last
+        if last is not None:
+            say(f"interrupted: {last.answered:,} answered of {last.requests:,} that were read")
+        say("the same command goes on from here; batches go on at the server meanwhile")
+
+
+def _pairs(given: list[str] | None) -> dict[str, str] | None:
+    pairs = dict(pair.partition("=")[::2] for pair in given or ())
+    if any("=" not in pair for pair in given or ()):
+        fail("--metadata takes KEY=VALUE", USAGE)
+    return pairs or None
+
+
+def _tell(done: Finished, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "results": str(done.results),
+                "requests": done.requests,
+                "answered": done.answered,
+                "failed": done.failed,
+            }
+        )
+    say(f"{done.requests:,} requests: {done.answered:,} answered, {done.failed:,} failed; {done.results}")

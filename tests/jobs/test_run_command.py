@@ -1,0 +1,283 @@
+"""`autobatcher run`, as people start it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import openai
+import pytest
+
+from autobatcher.local import LocalConfig, Serving, serve_in_thread
+
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))},
+    "OPENAI_API_KEY": "k-secret",
+    "COLUMNS": "100",
+}
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serve_in_thread(LocalConfig()) as serving:
+        yield serving
+
+
+def command(server: Serving | str, *arguments: str | Path) -> list[str]:
+    url = server if isinstance(server, str) else server.base_url
+    return [
+        *(sys.executable, "-m", "autobatcher", "run", "--poll-interval", "0.05", "--base-url", url),
+        *map(str, arguments),
+    ]
+
+
+def run(server: Serving | str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(server, *arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert "k-secret" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def table(path: Path, *texts: str) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text"])
+        writer.writerows(enumerate(texts))
+    return path
+
+
+def batch_file(path: Path, count: int) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            body = {"model": "m", "messages": [{"role": "user", "content": f"question {number}"}]}
+            line = {"custom_id": f"c-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_table_of_500_rows_becomes_one_with_answers(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "texts.csv", *(f'text {number}, said "so"\n' for number in range(500)))
+    out = tmp_path / "answers.csv"
+    done = run(server, path, "-o", out, "--model", "m", "--prompt", "Summarise: {text}")
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
+    assert done.stderr.splitlines()[-1].startswith("500 requests: 500 answered, 0 failed")
+    answered = rows(out)
+    assert [row["id"] for row in answered] == [str(number) for number in range(500)]
+    for number, row in enumerate(answered):
+        assert f'Summarise: text {number}, said "so"' in row["answer"]
+        assert not row["error"]
+
+
+def test_what_failed_is_said_and_asked_again_by_the_next_run(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "texts.csv", "good", "[[error:400]]", "[[refuse]]")
+    out = tmp_path / "answers.csv"
+    ask = ("-o", out, "--model", "m", "--prompt", "{text}")
+    done = run(server, path, *ask, "--json")
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["requests"], told["answered"], told["failed"]) == (3, 2, 1)
+    assert rows(out)[1]["error"].startswith("400: ")
+    assert not rows(out)[1]["answer"]
+    assert rows(out)[2]["error"].startswith("refused: ")
+    again = run(server, path, *ask)
+    assert again.returncode == 2
+    assert "answers.csv" in again.stderr
+    table(path, "good", "better", "[[refuse]]")
+    mended = run(server, path, *ask, "--overwrite")
+    assert mended.returncode == 0, mended.stderr
+    assert "better" in rows(out)[1]["answer"]
+
+
+def test_a_batch_file_becomes_the_lines_of_an_output_file(server: Serving, tmp_path: Path) -> None:
+    path = batch_file(tmp_path / "in.jsonl", 20)
+    done = run(server, path, "-o", tmp_path / "out.jsonl", "--batch-size", "7", "--metadata", "job=x")
+    assert done.returncode == 0, done.stderr
+    assert [line["custom_id"] for line in lines(tmp_path / "out.jsonl")] == [f"c-{n}" for n in range(20)]
+
+
+def test_tools_and_schemas_go_from_file_to_result(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "in.csv", "Oslo", "Lima")
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps(
+            {
+                "title": "city",
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "people": {"type": "integer"}},
+                "required": ["name", "people"],
+                "additionalProperties": False,
+            }
+        ),
+        "utf-8",
+    )
+    common = ("--model", "m", "--prompt", "Tell me of {text}", "--set", "temperature=0.2")
+    done = run(server, path, "-o", tmp_path / "cities.csv", *common, "--schema", schema)
+    assert done.returncode == 0, done.stderr
+    for row in rows(tmp_path / "cities.csv"):
+        assert set(json.loads(row["answer"])) == {"name", "people"}
+    tools = tmp_path / "tools.json"
+    function = {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    }
+    tools.write_text(json.dumps([{"type": "function", "function": function}]), "utf-8")
+    done = run(server, path, "-o", tmp_path / "calls.jsonl", *common, "--tools", tools, "--full")
+    assert done.returncode == 0, done.stderr
+    for line in lines(tmp_path / "calls.jsonl"):
+        (call,) = line["response"]["body"]["choices"][0]["message"]["tool_calls"]
+        assert "city" in json.loads(call["function"]["arguments"])
+    done = run(server, path, "-o", tmp_path / "calls.csv", *common, "--tools", tools)
+    assert json.loads(rows(tmp_path / "calls.csv")[0]["answer"])[0]["name"] == "get_weather"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "answered"),
+    [
+        ("/v1/responses", lambda text: "say a" in text),
+        ("/v1/embeddings", lambda text: len(json.loads(text)) > 10),
+    ],
+)
+def test_other_endpoints(server: Serving, tmp_path: Path, endpoint: str, answered: Any) -> None:
+    path = table(tmp_path / "in.csv", "a", "b")
+    ask = ("--model", "m", "--prompt", "say {text}", "--endpoint", endpoint)
+    done = run(server, path, "-o", tmp_path / "out.csv", *ask)
+    assert done.returncode == 0, done.stderr
+    assert answered(rows(tmp_path / "out.csv")[0]["answer"])
+
+
+def test_errors_of_the_user_and_of_the_server(tmp_path: Path) -> None:
+    path = table(tmp_path / "in.csv", "a")
+    out = tmp_path / "out.csv"
+    ask = ("-o", out, "--model", "m", "--prompt", "{text}")
+    with serve_in_thread(LocalConfig(api_key="another")) as strict:
+        refused = run(strict, path, *ask)
+    assert refused.returncode == 3
+    assert "401" in refused.stderr
+    nobody = run("http://127.0.0.1:9/v1", path, *ask)
+    assert nobody.returncode == 3
+    assert "http://127.0.0.1:9/v1/batches" in nobody.stderr
+    for wrong in (
+        (path, "-o", out),
+        (path, "-o", out, "--model", "m", "--prompt", "{nothing}"),
+        (tmp_path / "missing.csv", *ask),
+        (path, "-o", path, "--model", "m", "--prompt", "{text}", "--overwrite"),
+        (path, *ask, "--metadata", "novalue"),
+        (path, *ask, "--base-url", "127.0.0.1:9/v1"),
+    ):
+        done = run("http://127.0.0.1:9/v1", *wrong)
+        assert done.returncode == 2, (wrong, done.stderr)
+    assert not out.exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path: Path) -> None:
+    path = batch_file(tmp_path / "in.jsonl", 300)
+    out = tmp_path / "out.jsonl"
+    with serve_in_thread(LocalConfig(latency_seconds=0.05, concurrency=4)) as server:
+        process = subprocess.Popen(
+            command(server, path, "-o", out, "--batch-size", "50"),
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(tmp_path / "out.jsonl.partial", 50)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, told
+        assert "the same command goes on" in told
+        assert "Traceback" not in told
+        assert not out.exists()
+        done = run(server, path, "-o", out, "--batch-size", "50")
+        assert done.returncode == 0, done.stderr
+        assert bought(server) == 300
+    assert [line["custom_id"] for line in lines(out)] == [f"c-{n}" for n in range(300)]
+
+
+def test_20000_lines_killed_twice_are_bought_once(tmp_path: Path) -> None:
+    path = batch_file(tmp_path / "in.jsonl", 20_000)
+    out = tmp_path / "out.jsonl"
+    with serve_in_thread(LocalConfig(latency_seconds=0.01)) as server:
+        for least in (3_000, 9_000):
+            process = subprocess.Popen(
+                command(server, path, "-o", out, "--batch-size", "1000"),
+                env=ENVIRONMENT,
+                stderr=subprocess.DEVNULL,
+            )
+            wait_for(tmp_path / "out.jsonl.partial", least)
+            process.kill()
+            process.wait(PATIENCE)
+            assert not out.exists()
+        done = run(server, path, "-o", out, "--batch-size", "1000")
+        assert done.returncode == 0, done.stderr
+        assert bought(server) == 20_000
+    for number, line in enumerate(lines(out)):
+        assert line["custom_id"] == f"c-{number}"
+        assert f"question {number}." in line["response"]["body"]["choices"][0]["message"]["content"]
+
+
+def wait_for(path: Path, least: int) -> None:
+    """Until the file has so many lines."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists() or path.read_bytes().count(b"\n") < least:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def bought(server: Serving) -> int:
+    """How many requests the server was given in batches."""
+
+    async def count() -> int:
+        async with openai.AsyncOpenAI(base_url=server.base_url, api_key="k") as client:
+            batches = [batch async for batch in client.batches.list()]
+        return sum(batch.request_counts.total for batch in batches if batch.request_counts)
+
+    return anyio.run(count)
+
+
+def test_a_terminal_shows_the_batches(tmp_path: Path) -> None:
+    pytest.importorskip("termios", reason="there are no pseudo-terminals here")
+    from tests.terminal import Terminal  # noqa: PLC0415 -- as above
+
+    path = batch_file(tmp_path / "in.jsonl", 120)
+    out = tmp_path / "out.jsonl"
+    with serve_in_thread(LocalConfig(latency_seconds=0.1, concurrency=4)) as server:
+        started = ["env", "OPENAI_API_KEY=k", *command(server, path, "-o", str(out), "--batch-size", "40")]
+        with Terminal(started, 80, 24) as terminal:
+            terminal.until(lambda: len(set(re.findall(r"batch_[0-9a-f]{32}", terminal.text))) == 3)
+            terminal.until(lambda: 0 < terminal.done < 120)
+            assert "of 120 done" in terminal.text
+            assert terminal.until_over() == 0
+            assert "120 requests: 120 answered, 0 failed" in terminal.text
+            assert not terminal.screen.cursor.hidden
