@@ -239,7 +239,7 @@ def _goals(results: dict[str, Any]) -> str:
         POLL,
         judged_by=max,
     )
-    downloads = [run["most_downloads"] for run in partial if "most_downloads" in run]
+    downloads = [run["most_downloads"] for run in partial]
     goal(
         "partial results: downloads of the line downloaded most often; the most of all rounds",
         downloads,
