@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from autobatcher.runtime.driver import Driver
 
 IN_FLIGHT = 500_000
-"""Requests that are under way at a time, each in some 600 bytes of memory: ten batches of the largest size."""
+"""Requests that are under way at a time, each in some 800 bytes of memory: ten batches of the largest size."""
 
 FULL_WINDOW_SECONDS = 7 * 86_400.0
 """A file is packed until it is full or the input is at its end, however slowly that is read."""
