@@ -6,10 +6,11 @@ Each call goes out once: whether and when it is repeated is the engine's decisio
 from __future__ import annotations
 
 import email.utils
+import io
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,31 +106,46 @@ class Upstream:
 
     async def upload(self, requests: Iterable[Request]) -> str:
         """Upload the lines of requests as one file; its id."""
+        lines = [request.line for request in requests]
+        return await self.upload_file("batch.jsonl", lambda moves: LinesFile(lines, moves))
+
+    async def upload_file(self, name: str, content: Callable[[Callable[[], None]], io.RawIOBase]) -> str:
+        """Upload what can be read of a file, which gets a function to call whenever it is read; its id."""
         try:
             with self._moving() as moves:
-                content: Any = LinesFile([request.line for request in requests], moves)
-                file = await self.client.files.create(file=("batch.jsonl", content), purpose="batch")
-            return _name(file, "id", "an upload")
+                file: Any = content(moves)
+                uploaded = await self.client.files.create(file=(name, file), purpose="batch")
+            return _name(uploaded, "id", "an upload")
         except Exception as error:
             raise translated(error) from error
 
     async def create(self, batch: Batch, file_id: str) -> Snapshot:
         """Create a batch."""
+        return _snapshot(await self.create_from(file_id, batch.endpoint))
+
+    async def create_from(self, file_id: str, endpoint: str) -> ServerBatch:
+        """Create a batch of a file; the server's object, of which `described` makes something."""
         options: dict[str, Any] = {} if self.metadata is None else {"metadata": self.metadata}
         try:
             with self._moving():
                 created = await self.client.batches.create(
                     input_file_id=file_id,
-                    endpoint=batch.endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
+                    endpoint=endpoint,  # type: ignore[arg-type] # servers take more than the SDK lists
                     completion_window=self.completion_window,  # type: ignore[arg-type] # likewise
                     **options,
                 )
-            return _snapshot(created)
+            _snapshot(created)
         except Exception as error:
             raise translated(error) from error
+        return created
 
     async def look_up(self, file_id: str) -> Snapshot | None:
         """The batch that was made from a file, or None when a list of all batches does not have it."""
+        found = await self.find_by_file(file_id)
+        return None if found is None else _snapshot(found)
+
+    async def find_by_file(self, file_id: str) -> ServerBatch | None:
+        """The same as the server's object, of which `described` makes something."""
         try:
             after: str | openai.Omit = openai.omit
             seen = set()
@@ -140,7 +156,9 @@ class Upstream:
                 listed = _listed(page)
                 for item in listed:
                     if getattr(item, "input_file_id", None) == file_id:
-                        return _snapshot(item)
+                        _snapshot(item)
+                        found: ServerBatch = item
+                        return found
                     unclear |= not _is_of_another_file(item)
                 if not listed or getattr(page, "has_more", None) is False:
                     break
@@ -160,16 +178,20 @@ class Upstream:
 
     async def poll(self, batch_id: str) -> Snapshot:
         """Ask how a batch stands."""
+        return _snapshot(await self.retrieve(batch_id))
+
+    async def retrieve(self, batch_id: str) -> ServerBatch:
+        """The same as the server's object, of which `described` makes something."""
         try:
             usual = self.client.timeout
             timeout = min(usual, POLL_SECONDS) if isinstance(usual, (int, float)) else POLL_SECONDS
             with self._moving(2 * POLL_SECONDS):
-                snapshot = _snapshot(await self.client.batches.retrieve(batch_id, timeout=timeout))
-            if snapshot.id != batch_id:
+                batch = await self.client.batches.retrieve(batch_id, timeout=timeout)
+            if _snapshot(batch).id != batch_id:
                 raise OddAnswerError("the server's answer to a poll is about another batch")  # noqa: TRY301
         except Exception as error:
             raise translated(error) from error
-        return snapshot
+        return batch
 
     async def cancel(self, batch_id: str) -> None:
         """Cancel a batch; one that has ended already is no error."""
@@ -181,7 +203,7 @@ class Upstream:
         except Exception as error:
             raise translated(error) from error
 
-    async def read_lines(self, file_id: str, skip: int, requests: int) -> AsyncIterator[Piece]:
+    async def read_lines(self, file_id: str, skip: int, requests: int) -> AsyncGenerator[Piece, None]:
         r"""The lines of a file from after the first `skip` on, some at a time, if the server can; else from the first.
 
         Split at `\n` only: the other line breaks may stand inside a line. When the file breaks off, the lines before
@@ -226,6 +248,16 @@ class Upstream:
         except Exception as error:
             if last > told:
                 yield Piece(waiting, last, resumes)
+            raise translated(error) from error
+
+    async def read_bytes(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        """A file as it is, in pieces."""
+        try:
+            async with self.client.files.with_streaming_response.content(file_id) as response:
+                chunks = aiter(response.iter_bytes())
+                while (chunk := await self._next(chunks, anyio.current_time())) is not None:
+                    yield chunk
+        except Exception as error:
             raise translated(error) from error
 
     @property
@@ -402,6 +434,15 @@ def _is_of_another_file(item: object) -> bool:
     """
     file_id = getattr(item, "input_file_id", None)
     return _is_name(file_id) or (file_id is None and "input_file_id" in getattr(item, "model_fields_set", ()))
+
+
+def described(batch: ServerBatch) -> Snapshot:
+    """What can be made of the server's object.
+
+    Raises:
+        OddAnswerError: it has no id, or no status.
+    """
+    return _snapshot(batch)
 
 
 def _snapshot(batch: ServerBatch) -> Snapshot:

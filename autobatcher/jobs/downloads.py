@@ -1,0 +1,504 @@
+"""The results of a batch as files, and what it left unanswered as another batch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import anyio
+import msgspec
+import openai
+from openai.types import Batch
+
+from autobatcher.core.jsonl import MalformedLineError, decode_line
+from autobatcher.core.lifecycle import Step
+from autobatcher.core.outcomes import Answer, Failure, Trouble
+from autobatcher.core.retry import FILE_LAG, REREADS, is_success
+from autobatcher.core.window import MAX_LINES
+from autobatcher.errors import AutobatcherError
+from autobatcher.events import CallRetried
+from autobatcher.jobs.batches import Standing, list_batches, standing, status, submit
+from autobatcher.jobs.calls import PATIENCE, OnRetry, Tries, error_of, silent
+from autobatcher.jobs.items import InputError
+from autobatcher.runtime.upstream import Upstream, UpstreamError
+
+RETRY_OF = "retry_of"
+"""The key in a batch's metadata under which there is the batch whose unanswered requests it has."""
+
+LAG_MOST = 60.0
+"""Seconds between readings of files that lag behind their batch."""
+
+CUT_SHORT = 3
+"""How often a file is read again whose last line has no end."""
+
+COPY = 2**20
+"""Bytes that are copied at once."""
+
+
+class NotEndedError(AutobatcherError):
+    """A batch has not ended, and so it is not certain what it will leave unanswered."""
+
+
+class RetriedError(AutobatcherError):
+    """There is a batch already for what a batch left unanswered; `batch_id` is its id."""
+
+    def __init__(self, batch_id: str, retried: str) -> None:
+        super().__init__(f"{batch_id} was retried already, by {retried}")
+        self.batch_id = retried
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the result files of a batch hold.
+
+    Attributes:
+        standing: how the batch stood.
+        answered: lines with an answer.
+        failed: lines with an error.
+        malformed: lines that are neither.
+    """
+
+    standing: Standing
+    answered: int
+    failed: int
+    malformed: int
+
+    @property
+    def lines(self) -> int:
+        """All of them."""
+        return self.answered + self.failed + self.malformed
+
+    @property
+    def missing(self) -> int | None:
+        """Requests without a line; None if the server does not say how many there are."""
+        total = self.standing.total
+        return None if total is None else max(total - self.lines, 0)
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether the batch is completed and every request has an answer."""
+        complete = self.standing.status == "completed" and not self.missing
+        return complete and not self.failed and not self.malformed
+
+
+async def results(
+    client: openai.AsyncOpenAI,
+    batch_id: str,
+    to: str | os.PathLike[str] | IO[bytes],
+    *,
+    errors_to: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    patience: float = PATIENCE,
+    on_retry: OnRetry = silent,
+) -> Counts:
+    """Download the results of a batch: of one that goes on, those that the server shows already.
+
+    Files are written under temporary names beside their own, and get these when they are whole. None is made for no
+    lines.
+
+    Args:
+        client: reaches the server.
+        batch_id: the batch.
+        to: where the lines of the output file go: a file, or a stream that is open.
+        errors_to: where those of the error file go; None: to the same place, after the others.
+        overwrite: whether files that are there are replaced; one that would have no lines is deleted then.
+        patience: seconds for which a download may fail on end, in ways that may pass.
+        on_retry: is told of such failures, and of readings of files that lag behind their batch.
+
+    Raises:
+        FileExistsError: a file is there.
+        InputError: that is no id; or both places are one file.
+        OSError: a file cannot be written.
+        openai.OpenAIError: the server cannot be reached, or does not know the batch or a file of it.
+    """
+    paths = [Path(place) for place in (to, errors_to) if isinstance(place, (str, os.PathLike))]
+    if len(paths) > 1 and paths[0].resolve() == paths[1].resolve():
+        raise InputError(f"{paths[1]}: errors cannot have a file of their own that is the results' file")
+    for path in paths:
+        free_place(path, overwrite=overwrite)
+    batch = await status(client, batch_id)
+    with written(to, overwrite=overwrite) as outputs:
+        if errors_to is None:
+            return await _Reader(client, batch, patience, on_retry).read_into(outputs, outputs)
+        with written(errors_to, overwrite=overwrite) as errors:
+            return await _Reader(client, batch, patience, on_retry).read_into(outputs, errors)
+
+
+def free_place(path: Path, *, overwrite: bool) -> None:
+    """Make sure that a file may be written.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: its folder is not.
+    """
+    if not overwrite and path.exists():
+        raise FileExistsError(errno.EEXIST, "is there already; overwriting it has to be asked for", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+
+
+@contextmanager
+def written(
+    to: str | os.PathLike[str] | IO[bytes], *, overwrite: bool, even_if_empty: bool = False
+) -> Iterator[IO[bytes]]:
+    """A file to write to, which gets to its place at the end, unless an error ends it."""
+    if not isinstance(to, (str, os.PathLike)):
+        with tempfile.TemporaryFile(prefix="autobatcher-") as file:
+            yield file
+            file.seek(0)
+            while piece := file.read(COPY):
+                to.write(piece)
+            to.flush()
+        return
+    path = Path(to)
+    free_place(path, overwrite=overwrite)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            size = file.tell()
+        free_place(path, overwrite=overwrite)
+        if size or even_if_empty:
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Reader:
+    """Reads the result files of one batch.
+
+    Attributes:
+        answered: custom_ids with an answer, if they are wanted.
+        failed: those with an error.
+    """
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        batch: Batch,
+        patience: float,
+        on_retry: OnRetry,
+        *,
+        note: Callable[[str, bool], None] = lambda _name, _answered: None,
+    ) -> None:
+        self._upstream = Upstream(client.with_options(max_retries=0), "", None)
+        self._standing = standing(batch)
+        self._patience, self._on_retry, self._note = patience, on_retry, note
+
+    async def read_into(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
+        """Write the lines of both files, and again while there are fewer than the ended batch has answers."""
+        stands = self._standing
+        starts = {file: file.tell() for file in (outputs, errors) if file is not None}
+        for reread in range(REREADS + 1):
+            for file, start in starts.items():
+                _cut(file, start)
+            counts = await self._read_once(outputs, errors)
+            if not stands.ended or counts.lines >= (stands.completed or 0) or reread == REREADS:
+                break
+            delay = min(FILE_LAG * 2**reread, LAG_MOST)
+            await self._wait(f"the files hold {counts.lines} lines of {stands.completed}", delay)
+        return counts
+
+    async def _read_once(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
+        tally = {True: 0, False: 0, None: 0}
+        for file_id, file in (
+            (self._standing.output_file_id, outputs),
+            (self._standing.error_file_id, errors),
+        ):
+            if file_id is None:
+                continue
+            for kind, count in (await self._file(file_id, file)).items():
+                tally[kind] += count
+        return Counts(self._standing, tally[True], tally[False], tally[None])
+
+    async def _file(self, file_id: str, to: IO[bytes] | None) -> dict[bool | None, int]:
+        start = 0 if to is None else to.tell()
+        tally: dict[bool | None, int] = {True: 0, False: 0, None: 0}
+        async with aclosing(self.lines(file_id)) as pieces:
+            async for lines in pieces:
+                if lines is None:
+                    tally = dict.fromkeys(tally, 0)
+                    if to is not None:
+                        _cut(to, start)
+                    continue
+                for line in lines:
+                    tally[self._judge(line)] += 1
+                if to is not None and lines:
+                    to.write(b"\n".join([*lines, b""]))
+        return tally
+
+    def _judge(self, line: bytes) -> bool | None:
+        """Whether a line holds an answer; None if it is neither that nor an error."""
+        try:
+            custom_id, outcome = decode_line(line)
+        except MalformedLineError:
+            return None
+        answered = isinstance(outcome, Answer) and is_success(outcome.status)
+        self._note(custom_id, answered)
+        return answered
+
+    async def lines(self, file_id: str) -> AsyncGenerator[list[bytes] | None, None]:
+        """The lines of a file, some at a time; None when it is read from its start again."""
+        tries = Tries(Step.FETCH, self._patience, self._on_retry, self._standing.id)
+        requests = max(self._standing.total or 0, MAX_LINES)
+        read = furthest = cuts = 0
+        resumes = False
+        while True:
+            asked = read if resumes else 0
+            if read and not asked:
+                read = 0
+                yield None
+            cut = False
+            try:
+                async with aclosing(self._upstream.read_lines(file_id, asked, requests)) as pieces:
+                    async for piece in pieces:
+                        resumes = piece.resumes
+                        if asked and not resumes:  # any more: these are the first lines again
+                            asked = read = 0
+                            yield None
+                        # A piece that ends where the one before it did is the rest after the last newline.
+                        cut = piece.last == read and bool(piece.lines) and not _is_whole(piece.lines[-1])
+                        if cut and cuts < CUT_SHORT:
+                            break
+                        read = piece.last
+                        if read > furthest:
+                            furthest = read
+                            tries.succeeded()
+                        yield piece.lines
+            except UpstreamError as error:
+                resumes = await self._may_resume(tries, error.failure, asked) and resumes
+            else:
+                if not cut or cuts >= CUT_SHORT:
+                    return
+                cuts += 1
+                await self._wait("a file was cut short", float(cuts))
+
+    async def _may_resume(self, tries: Tries, failure: Failure, asked: int) -> bool:
+        """Wait for the next try of a download; whether it may go on from a line."""
+        if asked and failure.trouble in (Trouble.REFUSED, Trouble.NOT_FOUND):
+            return False
+        if failure.trouble not in (Trouble.PASSING, Trouble.BUSY) or not tries.note(failure):
+            raise error_of(failure)
+        await tries.pause(failure)
+        return True
+
+    async def _wait(self, reason: str, delay: float) -> None:
+        self._on_retry(CallRetried(self._standing.id, Step.FETCH.value, reason, delay))
+        await anyio.sleep(delay)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _cut(file: IO[bytes], size: int) -> None:
+    file.seek(size)
+    file.truncate()
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What a batch left unanswered.
+
+    Attributes:
+        batch: the server's batch, which has ended.
+        endpoint: of its requests.
+        failed: requests whose line has an error.
+        missing: requests without a line.
+        answered: those with an answer.
+    """
+
+    batch: Batch
+    endpoint: str | None
+    failed: int
+    missing: int
+    answered: int
+
+    @property
+    def requests(self) -> int:
+        """As many as there are lines to send again."""
+        return self.failed + self.missing
+
+
+class _Asked(msgspec.Struct):
+    custom_id: str
+    url: str | None = None
+
+
+async def remaining(
+    client: openai.AsyncOpenAI,
+    batch_id: str,
+    to: str | os.PathLike[str] | IO[bytes] | None = None,
+    *,
+    overwrite: bool = False,
+    patience: float = PATIENCE,
+    on_retry: OnRetry = silent,
+) -> Remaining:
+    """The lines of a batch's input file whose requests failed, or have no answer.
+
+    Args:
+        client: reaches the server.
+        batch_id: a batch that has ended.
+        to: where the lines go: a file, or a stream that is open; None: they are only counted.
+        overwrite: whether a file that is there is replaced.
+        patience: seconds for which a download may fail on end, in ways that may pass.
+        on_retry: is told of such failures.
+
+    Raises:
+        NotEndedError: the batch has not ended.
+        FileExistsError: the file is there.
+        InputError: that is no id; or the server's input file has a line that is no request.
+        OSError: the file cannot be written.
+        openai.OpenAIError: the server cannot be reached, or does not know the batch or a file of it.
+    """
+    batch = await status(client, batch_id)
+    stands = standing(batch)
+    if not stands.ended:
+        raise NotEndedError(
+            f"{stands.id} is {stands.status}: what it leaves unanswered is known at its end; cancel it, or wait"
+        )
+    if stands.input_file_id is None:
+        raise InputError(f"{stands.id} has no input file")
+    if isinstance(to, (str, os.PathLike)):
+        free_place(Path(to), overwrite=overwrite)
+    names: dict[str, bool] = {}
+
+    def note(name: str, answered: bool) -> None:  # noqa: FBT001 -- a callback
+        names[name] = answered or names.get(name, False)
+
+    reader = _Reader(client, batch, patience, on_retry, note=note)
+    await reader.read_into(None, None)
+    if to is None:
+        return await _remaining_of(reader, batch, names, None)
+    with written(to, overwrite=overwrite) as file:
+        return await _remaining_of(reader, batch, names, file)
+
+
+async def _remaining_of(
+    reader: _Reader, batch: Batch, names: Mapping[str, bool], to: IO[bytes] | None
+) -> Remaining:
+    file_id = str(batch.input_file_id)
+    number = failed = missing = answered = 0
+    url: str | None = None
+    async with aclosing(reader.lines(file_id)) as pieces:
+        async for lines in pieces:
+            if lines is None:
+                number = failed = missing = answered = 0
+                if to is not None:
+                    _cut(to, 0)
+                continue
+            for line in lines:
+                number += 1
+                asked = _asked(line, file_id, number)
+                url = asked.url if url is None else url
+                known = names.get(asked.custom_id)
+                if known:
+                    answered += 1
+                    continue
+                missing += known is None
+                failed += known is False
+                if to is not None:
+                    to.write(line + b"\n")
+    return Remaining(batch, standing(batch).endpoint or url, failed, missing, answered)
+
+
+def _asked(line: bytes, file_id: str, number: int) -> _Asked:
+    try:
+        return msgspec.json.decode(line.removeprefix(b"\xef\xbb\xbf"), type=_Asked)
+    except ValueError as error:  # msgspec's own among them
+        raise InputError(f"input file {file_id}: request {number} is none ({error})") from None
+
+
+async def retry(
+    client: openai.AsyncOpenAI,
+    batch_id: str,
+    *,
+    window: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    again: bool = False,
+    patience: float = PATIENCE,
+    on_retry: OnRetry = silent,
+    on_uploaded: Callable[[str], object] = silent,
+) -> Batch | None:
+    """Send the requests of a batch that failed, or have no answer, in another batch.
+
+    Args:
+        client: reaches the server.
+        batch_id: a batch that has ended.
+        window: within what time the new batch is to be completed; None: as the old one.
+        metadata: attached to the new batch, beside `retry_of`, the old one's id; None: that of the old one.
+        again: whether to send them though there is a batch already that was made so.
+        patience: seconds for which a call may fail on end, in ways that may pass.
+        on_retry: is told of such failures.
+        on_uploaded: called with the id of the uploaded file.
+
+    Returns:
+        The new batch; None if all requests have an answer.
+
+    Raises:
+        RetriedError: there is a batch already that has them.
+        NotEndedError: the batch has not ended.
+        InputError: an option is none that servers take; or the server's input file has a line that is no request.
+        UncertainError: nobody knows whether there is a batch.
+        OSError: there is no room for a temporary file.
+        openai.OpenAIError: the server cannot be reached, refuses, or does not know the batch or a file of it.
+    """
+    batch = await status(client, batch_id)
+    name = standing(batch).id
+    if not again and (earlier := await retry_of(client, batch)) is not None:
+        raise RetriedError(name, earlier)
+    given = _texts(getattr(batch, "metadata", None)) if metadata is None else metadata
+    wanted = window or getattr(batch, "completion_window", None)
+    with tempfile.TemporaryDirectory(prefix="autobatcher-") as folder:
+        path = Path(folder) / f"retry-of-{name}.jsonl"
+        left = await remaining(client, name, path, patience=patience, on_retry=on_retry)
+        if not left.requests:
+            return None
+        return await submit(
+            client,
+            path,
+            window=wanted if isinstance(wanted, str) and wanted else "24h",
+            metadata={**given, RETRY_OF: name},
+            endpoint=left.endpoint,
+            patience=patience,
+            on_retry=on_retry,
+            on_uploaded=on_uploaded,
+        )
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    given = metadata if isinstance(metadata, dict) else {}
+    return {key: value for key, value in given.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+async def retry_of(client: openai.AsyncOpenAI, batch: Batch) -> str | None:
+    """The id of a batch, not failed as a whole, that has what this one left unanswered; None if none is known.
+
+    Lists have the newest first: what stands behind the batch itself is older.
+    """
+    name = standing(batch).id
+    try:
+        async for other in list_batches(client, None):
+            other_id = getattr(other, "id", None)
+            if other_id == name:
+                return None
+            made_of = _texts(getattr(other, "metadata", None)).get(RETRY_OF)
+            if made_of == name and getattr(other, "status", None) != "failed":
+                return str(other_id)
+    except (openai.APIStatusError, AutobatcherError):  # it lists no batches
+        return None
+    return None
