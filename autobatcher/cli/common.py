@@ -78,7 +78,10 @@ def fail(text: str, code: int) -> NoReturn:
 
 def print_json(fields: Mapping[str, Any]) -> None:
     """One object on a line of stdout."""
-    print(json.dumps(fields, ensure_ascii=False))
+    try:
+        print(json.dumps(fields, ensure_ascii=False))
+    except UnicodeEncodeError:  # half of a surrogate pair, or a terminal that does not know the character
+        print(json.dumps(fields))
 
 
 @contextmanager
