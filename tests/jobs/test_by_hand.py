@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from autobatcher.cli import build_app
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
 
 CHAT = "/v1/chat/completions"
@@ -35,21 +37,33 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def autobatcher(server: Serving | str, *arguments: object, key: str = "k", **env: str) -> Ran:
+def _environment(server: Serving | str, key: str) -> dict[str, str]:
+    url = server if isinstance(server, str) else server.base_url
+    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
+
+
+def process(server: Serving | str, *arguments: object, key: str = "k") -> Ran:
+    """Run the command as a process of its own."""
     given = {
         name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))
     }
-    url = server if isinstance(server, str) else server.base_url
     ran = subprocess.run(
         [sys.executable, "-m", "autobatcher", *map(str, arguments)],
         capture_output=True,
         check=False,
         timeout=60,
-        env={**given, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, **env},
+        env={**given, **_environment(server, key)},
     )
     said = Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
     assert "Traceback" not in said.err
     return said
+
+
+def autobatcher(server: Serving | str, *arguments: object, key: str = "k", **env: str) -> Ran:
+    """Run the command in this process, which takes a hundredth of the time."""
+    ran = CliRunner().invoke(build_app(), list(map(str, arguments)), env={**_environment(server, key), **env})
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+    return Ran(ran.exit_code, ran.stdout, ran.stderr)
 
 
 def line(name: str, text: str = "Say it.", url: str = CHAT) -> bytes:
@@ -93,24 +107,18 @@ def ended(server: Serving, *ids: str) -> Ran:
 def test_from_a_file_to_results_and_on_to_a_clean_server(tmp_path: Path) -> None:
     with serve_in_thread(LocalConfig()) as server:
         path = batch_file(tmp_path, [line("a"), line("b", "[[error:429]]"), line("c")])
-        made = autobatcher(server, "submit", path, "--metadata", "job=test", "--metadata", "x=a=b")
+        made = process(server, "submit", path, "--metadata", "job=test", "--metadata", "x=a=b")
         assert made.code == 0
         name = made.out.strip()
         assert re.fullmatch(r"batch_\w+", name)
         assert "uploaded as file-" in made.err
 
-        watched = ended(server, name)
-        assert watched.code == 1
-        assert watched.out == ""
+        watched = process(server, "watch", name, "--poll-interval", "0.05")
+        assert (watched.code, watched.out) == (1, "")
         assert f"{name}: completed 2/1/3" in watched.err
 
-        (batch,) = autobatcher(server, "status", name, "--json").objects
-        assert batch["metadata"] == {"job": "test", "x": "a=b"}
-        assert batch["completion_window"] == "24h"
-
-        got = autobatcher(server, "results", name, "-o", tmp_path / "out.jsonl")
-        assert got.code == 1
-        assert got.out == ""
+        got = process(server, "results", name, "-o", tmp_path / "out.jsonl")
+        assert (got.code, got.out) == (1, "")
         assert "2 answered, 1 failed, 0 without a result" in got.err
         assert [found["custom_id"] for found in read(tmp_path / "out.jsonl")] == ["a", "c"]
         (failed,) = read(tmp_path / "out.errors.jsonl")
@@ -118,28 +126,28 @@ def test_from_a_file_to_results_and_on_to_a_clean_server(tmp_path: Path) -> None
         assert failed["response"]["status_code"] == 429
         assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "out.errors.jsonl"}
 
-        assert name in autobatcher(server, "list").out
-        cancelled = autobatcher(server, "cancel", name)
+        (batch,) = process(server, "list", "--json").objects
+        assert batch["id"] == name
+        assert batch["metadata"] == {"job": "test", "x": "a=b"}
+        assert batch["completion_window"] == "24h"
+        cancelled = process(server, "cancel", name)
         assert cancelled.code == 0
         assert "completed" in cancelled.out
 
-        again = autobatcher(server, "retry", name)
+        again = process(server, "retry", name)
         assert again.code == 0, again.err
         other = again.out.strip()
         assert ended(server, other).code == 1
-        (batch,) = autobatcher(server, "status", other, "--json").objects
+        (batch,) = process(server, "status", other, "--json").objects
         assert batch["metadata"] == {"job": "test", "x": "a=b", "retry_of": name}
         assert batch["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
 
-        listed = autobatcher(server, "files", "list", "--json")
-        files = {found["id"]: found for found in listed.objects}
+        files = {found["id"] for found in process(server, "files", "list", "--json").objects}
         assert len(files) == 5
-        assert batch["input_file_id"] in files
-        content = autobatcher(server, "files", "get", batch["input_file_id"])
+        content = process(server, "files", "get", batch["input_file_id"])
         assert content.code == 0
         assert content.out.encode() == line("b", "[[error:429]]")
-        deleted = autobatcher(server, "files", "delete", *files)
-        assert deleted.code == 0
+        assert process(server, "files", "delete", *files).code == 0
         assert autobatcher(server, "files", "list", "--json").out == ""
 
 
@@ -260,7 +268,7 @@ def test_what_is_no_id_is_usage(server: Serving, name: str) -> None:
 
 
 def test_a_url_that_is_none_is_usage() -> None:
-    ran = autobatcher("http://[:1", "list")
+    ran = autobatcher("http://127.0.0.1:port/v1", "list")
     assert ran.code == 2
     assert "URL" in ran.err
 
@@ -310,16 +318,16 @@ def test_a_retry_is_made_once(server: Serving, tmp_path: Path) -> None:
 
 
 def test_an_expired_batch_is_retried_with_what_it_left(tmp_path: Path) -> None:
-    with serve_in_thread(LocalConfig(latency_seconds=0.6, concurrency=1)) as server:
+    with serve_in_thread(LocalConfig(latency_seconds=0.7, concurrency=1)) as server:
         path = batch_file(tmp_path, [line(f"r-{n}") for n in range(4)])
-        name = autobatcher(server, "submit", path, "--window", "1s").out.strip()
+        name = autobatcher(server, "submit", path, "--window", "2s").out.strip()
         watched = ended(server, name)
         assert watched.code == 1
         assert "expired" in watched.err
         got = autobatcher(server, "results", name)
         assert got.code == 1
         done = {found["custom_id"] for found in got.objects if found["error"] is None}
-        assert len(done) == 1
+        assert 1 <= len(done) < 4
         left = autobatcher(server, "retry", name, "-o", "-").objects
         assert [found["custom_id"] for found in left] == [
             n for n in (f"r-{n}" for n in range(4)) if n not in done
