@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,7 +305,7 @@ async def _look_up(upstream: Upstream, file_id: str, patience: float, on_retry: 
         await anyio.sleep(min(left, LOOK_UP_INTERVAL))
 
 
-def list_batches(client: openai.AsyncOpenAI, limit: int | None = 20) -> AsyncIterator[Batch]:
+def list_batches(client: openai.AsyncOpenAI, limit: int | None = 20) -> AsyncGenerator[Batch, None]:
     """The server's batches, in its order: the newest first.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,7 +130,7 @@ async def reach(client: openai.AsyncOpenAI) -> None:
         return  # it may be busy, or list no batches
 
 
-async def paged(list_page: Callable[..., Awaitable[Any]], limit: int | None) -> AsyncIterator[Any]:
+async def paged(list_page: Callable[..., Awaitable[Any]], limit: int | None) -> AsyncGenerator[Any, None]:
     """The objects of a list of the server's, page by page.
 
     Args:

@@ -492,13 +492,14 @@ async def retry_of(client: openai.AsyncOpenAI, batch: Batch) -> str | None:
     """
     name = standing(batch).id
     try:
-        async for other in list_batches(client, None):
-            other_id = getattr(other, "id", None)
-            if other_id == name:
-                return None
-            made_of = _texts(getattr(other, "metadata", None)).get(RETRY_OF)
-            if made_of == name and getattr(other, "status", None) != "failed":
-                return str(other_id)
+        async with aclosing(list_batches(client, None)) as listed:
+            async for other in listed:
+                other_id = getattr(other, "id", None)
+                if other_id == name:
+                    return None
+                made_of = _texts(getattr(other, "metadata", None)).get(RETRY_OF)
+                if made_of == name and getattr(other, "status", None) != "failed":
+                    return str(other_id)
     except (openai.APIStatusError, AutobatcherError):  # it lists no batches
         return None
     return None

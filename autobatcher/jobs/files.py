@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import IO
 
@@ -20,7 +20,7 @@ from autobatcher.runtime.upstream import Upstream, UpstreamError
 
 def list_files(
     client: openai.AsyncOpenAI, purpose: str | None = None, limit: int | None = None
-) -> AsyncIterator[FileObject]:
+) -> AsyncGenerator[FileObject, None]:
     """The server's files, in its order.
 
     Args:

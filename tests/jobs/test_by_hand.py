@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -435,3 +439,87 @@ def test_files_are_deleted_each_by_itself(server: Serving, tmp_path: Path) -> No
     ran = autobatcher(server, "files", "delete", "file-unknown", batch["input_file_id"], "--json")
     assert ran.code == 3
     assert [found["id"] for found in ran.objects] == [batch["input_file_id"]]
+
+
+class Losing(http.server.ThreadingHTTPServer):
+    """A proxy that drops the connection once the server has made its first batch."""
+
+    daemon_threads = True
+
+    def __init__(self, to: Serving) -> None:
+        super().__init__(("127.0.0.1", 0), _Passing)
+        self.to = to
+        self.lost = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Passing(http.server.BaseHTTPRequestHandler):
+    def _pass(self) -> None:
+        proxy = self.server
+        assert isinstance(proxy, Losing)
+        sent = self.rfile.read(int(self.headers.get("content-length", 0)))
+        connection = http.client.HTTPConnection(proxy.to.origin.removeprefix("http://"))
+        with contextlib.closing(connection):
+            kept = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+            connection.request(self.command, self.path, sent, kept)
+            answer = connection.getresponse()
+            content = answer.read()
+        if self.command == "POST" and self.path == "/v1/batches" and not proxy.lost:
+            proxy.lost += 1
+            return  # and so the connection is closed
+        self.send_response(answer.status)
+        self.send_header("content-type", answer.headers["content-type"])
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = _pass  # noqa: N815 -- the names that the base class looks for
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
+        pass
+
+
+def test_a_lost_answer_to_a_creation_makes_one_batch(tmp_path: Path) -> None:
+    with serve_in_thread(LocalConfig()) as server, Losing(server) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        made = process(proxy.base_url, "submit", batch_file(tmp_path, [line("a")]))
+        proxy.shutdown()
+        thread.join()
+        assert proxy.lost == 1
+        assert made.code == 0, made.err
+        assert "create: " in made.err
+        (batch,) = autobatcher(server, "list", "--json").objects
+        assert made.out == f"{batch['id']}\n"
+
+
+def on_terminal(server: Serving, *arguments: object, columns: int) -> tuple[int, str]:
+    """Run the command with stdout and stderr on a terminal; what that was sent."""
+    ours, theirs = os.openpty()
+    env = {**os.environ, **_environment(server, "k"), "COLUMNS": str(columns), "TERM": "xterm"}
+    command = [sys.executable, "-m", "autobatcher", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=env) as child:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # which is how Linux tells the end
+            while piece := os.read(ours, 65536):
+                seen += piece
+        os.close(ours)
+    return child.returncode, seen.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such terminals")
+def test_a_narrow_terminal_shows_fewer_columns_and_whole_ids(server: Serving, tmp_path: Path) -> None:
+    name = submitted(server, tmp_path, line("a"))
+    code, seen = on_terminal(server, "watch", name, "--poll-interval", "0.05", columns=70)
+    assert code == 0
+    assert name in seen
+    assert "completed" in seen
+    assert "endpoint" not in seen
+    code, seen = on_terminal(server, "list", "--limit", 1, columns=30)
+    assert code == 0
+    assert name in seen
+    assert "created" not in seen
