@@ -10,13 +10,12 @@ import anyio
 import typer
 
 from autobatcher import BatchOpenAI
+from autobatcher.cli.batches import Metadata, parsed_metadata
 from autobatcher.cli.common import (
     SOME_FAILED,
-    USAGE,
     ApiKey,
     BaseUrl,
     connection,
-    fail,
     print_json,
     run_async,
     say,
@@ -78,12 +77,7 @@ def run(
             "--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."
         ),
     ] = "24h",
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metadata", metavar="KEY=VALUE", help="Attached to each batch. Can be given several times."
-        ),
-    ] = None,
+    metadata: Metadata = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=MAX_LINES, help="The most requests of a batch.")
     ] = MAX_LINES,
@@ -121,6 +115,7 @@ def run(
     Example: autobatcher run texts.csv -o answers.csv --model gpt-4o-mini --prompt "Summarise: {text}"
     """
     with told():
+        pairs = parsed_metadata(metadata or ())
         source = source_of(
             path,
             model=model,
@@ -136,7 +131,7 @@ def run(
     options = {
         **connection(base_url, api_key),
         "completion_window": window,
-        "batch_metadata": _pairs(metadata),
+        "batch_metadata": pairs,
         "max_active_batches": max_active_batches,
         "max_enqueued_tokens": max_enqueued_tokens,
         "poll_interval_seconds": poll_interval,
@@ -177,13 +172,6 @@ class _Job:
         if last is not None:
             say(f"interrupted: {last.answered:,} answered of {last.requests:,} that were read")
         say("the same command goes on from here; batches go on at the server meanwhile")
-
-
-def _pairs(given: list[str] | None) -> dict[str, str] | None:
-    pairs = dict(pair.partition("=")[::2] for pair in given or ())
-    if any("=" not in pair for pair in given or ()):
-        fail("--metadata takes KEY=VALUE", USAGE)
-    return pairs or None
 
 
 def _tell(done: Finished, *, as_json: bool) -> None:

@@ -1,6 +1,19 @@
 """The batch workflow on files: what the command line does, as functions."""
 
+from autobatcher.jobs.batches import (
+    Changed,
+    Standing,
+    UncertainError,
+    cancel,
+    list_batches,
+    standing,
+    status,
+    submit,
+    watch,
+)
 from autobatcher.jobs.checking import Problem, validate
+from autobatcher.jobs.downloads import Counts, NotEndedError, RetriedError, remaining, results, retry
+from autobatcher.jobs.files import delete_file, get_file, list_files
 from autobatcher.jobs.items import InputError, Item
 from autobatcher.jobs.packing import prepare
 from autobatcher.jobs.running import Finished, Progress, run
@@ -8,14 +21,32 @@ from autobatcher.jobs.sources import open_source
 from autobatcher.jobs.template import Template
 
 __all__ = [
+    "Changed",
+    "Counts",
     "Finished",
     "InputError",
     "Item",
+    "NotEndedError",
     "Problem",
     "Progress",
+    "RetriedError",
+    "Standing",
     "Template",
+    "UncertainError",
+    "cancel",
+    "delete_file",
+    "get_file",
+    "list_batches",
+    "list_files",
     "open_source",
     "prepare",
+    "remaining",
+    "results",
+    "retry",
     "run",
+    "standing",
+    "status",
+    "submit",
     "validate",
+    "watch",
 ]

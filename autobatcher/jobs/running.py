@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import msgspec
-import openai
 
 from autobatcher.core.endpoints import model_name, weight
 from autobatcher.core.outcomes import Answer, CallFailed, Outcome
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import MAX_LINES, OversizedError
+from autobatcher.jobs.calls import reach
+from autobatcher.jobs.downloads import free_place
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.outputs import Results, parquet_library
 from autobatcher.usage import Meter
@@ -146,8 +146,7 @@ async def _run(
 
 def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:
     path = Path(results)
-    if not overwrite and path.exists():
-        raise FileExistsError(errno.EEXIST, "is there already; overwriting it has to be asked for", str(path))
+    free_place(path, overwrite=overwrite)
     if path.resolve() == source.path.resolve():
         raise InputError(f"{path}: the results would replace the input")
     if source.path.resolve() in path.resolve().parents:
@@ -221,7 +220,7 @@ class _Job:
             self._submit(item, collector, driver)
             if self._pending and not reached:
                 reached = True
-                await self._reach()
+                await reach(self._client)  # later on, what fails is tried again for a long time
             if self._pending >= self._in_flight:
                 driver.flush()  # what waits for a full file may be all there is
                 await self._until_pending(self._in_flight * 9 // 10)
@@ -256,15 +255,6 @@ class _Job:
             driver.submit(entry, row)
         except OversizedError as error:
             raise InputError(f"{self._source.path}: {item.custom_id}: {error}") from None
-
-    async def _reach(self) -> None:
-        """Make sure that there is a server that knows the key: later on, what fails is tried again for a long time."""
-        try:
-            await self._client.batches.list(limit=1)
-        except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError):
-            raise
-        except openai.APIError:
-            return  # it may be busy, or list no batches
 
     def settle(self, row: _Row, outcome: Outcome) -> None:
         """The core's answer for a row."""
