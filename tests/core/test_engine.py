@@ -23,7 +23,7 @@ from autobatcher.core.messages import (
 from autobatcher.core.outcomes import BatchProblem, CallFailed, LineFailed, Trouble, Unanswered
 from autobatcher.core.retry import LINES, MAX_LOSSES, QUEUE, REREADS
 from autobatcher.core.window import Limits, Request
-from autobatcher.events import BatchSettled, BatchSubmitted, LinesIgnored, RequestsResent
+from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, LinesIgnored, RequestsResent
 
 if TYPE_CHECKING:
     from tests.core.conftest import Rig
@@ -61,23 +61,29 @@ def test_a_batch_goes_through_its_steps_to_answers(rig: Rig) -> None:
     assert rig.engine.next_wakeup() is None
 
     rig.now = 8.5
-    rig.report(Polled(batch, Snapshot("b1", "in_progress")))
+    rig.report(Polled(batch, Snapshot("b1", "in_progress", completed=1, total=2)))
     assert rig.next(Poll).batch is batch
     assert rig.now == 13.5
 
-    rig.report(Polled(batch, Snapshot("b1", "completed", "out", "err")))
+    rig.report(Polled(batch, Snapshot("b1", "in_progress", completed=1, total=2)))
+    assert rig.next(Poll).batch is batch
+    assert rig.now == 18.5
+
+    rig.report(Polled(batch, Snapshot("b1", "completed", "out", "err", completed=1, failed=1, total=2)))
     fetch = rig.next(Fetch)
-    assert (fetch.files, rig.now) == ((("out", 0), ("err", 0)), 13.5)
+    assert (fetch.files, rig.now) == ((("out", 0), ("err", 0)), 18.5)
 
     rig.read(batch, rig.line("b"))
     assert rig.settled == {"b": rig.answer("b")}
     rig.read(batch, rig.line("a", 422), file_id="err")
     assert rig.settled == {"b": rig.answer("b"), "a": rig.answer("a", 422)}
 
-    rig.now = 15.0
+    rig.now = 20.0
     rig.report(Fetched(batch))
     assert rig.events[1:] == [
-        BatchSettled("b1", ENDPOINT, "m", "completed", answered=1, failed=1, resent=0, duration=14.0)
+        BatchProgressed("b1", ENDPOINT, "m", "in_progress", completed=1, failed=0, total=2),
+        BatchProgressed("b1", ENDPOINT, "m", "completed", completed=1, failed=1, total=2),
+        BatchSettled("b1", ENDPOINT, "m", "completed", answered=1, failed=1, resent=0, duration=19.0),
     ]
     assert batch.step is Step.SETTLED
     assert (rig.engine.batches, rig.engine.windows, rig.engine.next_wakeup()) == ({}, {}, None)
