@@ -26,6 +26,7 @@ from autobatcher.hooks import function_of, is_hooked
 from autobatcher.options import BatchOptions
 from autobatcher.promise import Promise, plain_body, unwinds
 from autobatcher.runtime.pool import HttpPool
+from autobatcher.usage import Usage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,6 +116,17 @@ class Batching(openai.AsyncOpenAI):
             from autobatcher.responses import Responses  # noqa: PLC0415 -- as above
 
             return Responses(self)
+
+    @property
+    def usage(self) -> Usage:
+        """What batches have answered this client and its copies until now: requests, tokens and, where known, cost.
+
+        Counted is what was bought here: successful answers, by the usage that they state, whether or not anybody still
+        waited for them; errors are not, nor are answers that a journal had. Calls that go out at once, of `unbatched`
+        or to other endpoints, are not counted either. The costs are None where a price is unknown: the package
+        genai-prices, which the extra "cli" brings, has most of the others.
+        """
+        return Usage.of(self._collectors.meter.counts)
 
     @property
     def unbatched(self) -> Self:

@@ -1,12 +1,16 @@
-"""What answers have used: tokens, by model and completion window."""
+"""What answers have used: tokens, and what those cost, by model and completion window."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+
+from autobatcher.prices import Prices
 
 
 class Tokens(NamedTuple):
@@ -105,3 +109,108 @@ class Meter:
         """All that were counted until now."""
         with self._lock:
             return {bought: Tokens(*sums) for bought, sums in self._sums.items()}
+
+
+@dataclass(frozen=True)
+class UsageLine:
+    """What the answers of one model have used that were bought at one server in one way.
+
+    Attributes:
+        model: as the requests name it.
+        base_url: the server.
+        completion_window: of the batches; None: in real time.
+        requests: how many answers there are.
+        prompt_tokens: of what was asked (the input, of embeddings and responses).
+        completion_tokens: of what was answered.
+        cached_tokens: those of the prompts that the server had from before.
+    """
+
+    model: str
+    base_url: str
+    completion_window: str | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prices: Prices = field(repr=False, compare=False)
+
+    @property
+    def cost(self) -> float | None:
+        """What it cost, in USD, by the prices that are known; None if this one is unknown."""
+        return self._cost(self.completion_window)
+
+    @property
+    def realtime_cost(self) -> float | None:
+        """What the same would have cost in real time, in USD; None if that price is unknown."""
+        return self._cost(None)
+
+    def _cost(self, window: str | None) -> float | None:
+        price = self.prices.of(self.model, base_url=self.base_url, window=window)
+        return None if price is None else price.cost(self.prompt_tokens, self.completion_tokens)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What answers have used and cost, as of now.
+
+    Prices are those of `autobatcher.prices`: of the package genai-prices, if that is installed, and of a small table of
+    batch prices. They are looked up when a cost is asked for. Cached tokens are taken for full price.
+
+    Attributes:
+        lines: by model, server and completion window, in the order in which the first answers came.
+    """
+
+    lines: tuple[UsageLine, ...]
+
+    @classmethod
+    def of(cls, counts: Mapping[Bought, Tokens], prices: Prices | None = None) -> Usage:
+        """From what a meter has counted; `prices` may have overrides."""
+        prices = prices or Prices()
+        return cls(
+            tuple(
+                UsageLine(bought.model, bought.base_url, bought.window, *tokens, prices)
+                for bought, tokens in counts.items()
+            )
+        )
+
+    @property
+    def requests(self) -> int:
+        """How many answers there are."""
+        return sum(line.requests for line in self.lines)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all lines."""
+        return sum(line.prompt_tokens for line in self.lines)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Of all lines."""
+        return sum(line.completion_tokens for line in self.lines)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of all lines."""
+        return sum(line.cached_tokens for line in self.lines)
+
+    @property
+    def cost(self) -> float | None:
+        """Of all lines, in USD; None if that of any is unknown."""
+        return total(line.cost for line in self.lines)
+
+    @property
+    def realtime_cost(self) -> float | None:
+        """What all would have cost in real time, in USD; None if that of any line is unknown."""
+        return total(line.realtime_cost for line in self.lines)
+
+    @property
+    def saved(self) -> float | None:
+        """What all would have cost more in real time, in USD; None if one of the two is unknown."""
+        cost, realtime = self.cost, self.realtime_cost
+        return None if cost is None or realtime is None else realtime - cost
+
+
+def total(costs: Iterable[float | None]) -> float | None:
+    """The sum of costs; None if any is unknown."""
+    known = list(costs)
+    return None if None in known else math.fsum(cost for cost in known if cost is not None)
