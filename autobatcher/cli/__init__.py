@@ -23,6 +23,7 @@ COMMANDS = {
     "files": "files:files",
     "local": "local:local",
     "demo": "demo:demo",
+    "estimate": "estimate:estimate",
     "journal": "journal:journal",
 }
 """In the order in which the help lists them: the module here, and the function (or Typer application) in it."""

@@ -1,0 +1,205 @@
+"""`autobatcher estimate`: tokens and cost of a file of requests, before it is sent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from autobatcher.cli.common import DOUBLEWORD, AsJson, print_json, say, told
+from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of
+from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
+from autobatcher.jobs.estimating import estimate as estimated
+from autobatcher.jobs.items import InputError, Item, Source
+from autobatcher.prices import OVERRIDDEN, Price
+
+_WIDE = 10_000
+"""Columns, where nobody looks at their number."""
+
+
+def estimate(
+    path: Annotated[Path, typer.Argument(help="A batch file.", metavar="INPUT")],
+    *,
+    price: GivenPrices = None,
+    output_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Tokens that an answer is expected to have (default: the limits in the bodies, if they have some).",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The server whose prices are taken (default: as for the other commands). Nothing is sent there.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate requests, tokens and cost of a file by model: in real time, and in batches by completion window.
+
+    Tokens are counted with tiktoken, which fetches its vocabularies when it first needs them, and otherwise estimated.
+    What is unknown is said to be unknown. Example: autobatcher estimate requests.jsonl --output-tokens 300
+    """
+    prices = prices_of(price)
+    with told():
+        source = _source(path)
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task("Counting", total=source.size)
+            found = estimated(
+                source,
+                prices=prices,
+                base_url=_server(base_url),
+                output_tokens=output_tokens,
+                moved=lambda read: bar.update(task, completed=read),
+            )
+    if as_json:
+        for line in found.lines:
+            print_json(_fields(line))
+    else:
+        _show(found)
+    for note in _notes(found):
+        say(note)
+
+
+def _source(path: Path) -> Source:
+    return _BatchFile(path)
+
+
+def _server(base_url: str | None) -> str | None:
+    """The server that the other commands would use; None: OpenAI."""
+    if base_url or (base_url := os.environ.get("OPENAI_BASE_URL")):
+        return base_url
+    theirs = os.environ.get("DOUBLEWORD_API_KEY") and not os.environ.get("OPENAI_API_KEY")
+    return DOUBLEWORD if theirs else None
+
+
+class _Line(msgspec.Struct):
+    url: str
+    body: msgspec.Raw
+    custom_id: str = ""
+
+
+class _BatchFile:
+    """The lines of a batch file."""
+
+    columns = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+
+    def items(self, moved: Callable[[int], object] = lambda _: None) -> Iterator[Item]:
+        decode = msgspec.json.Decoder(_Line).decode
+        read = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                read += len(line)
+                if line.strip():
+                    try:
+                        found = decode(line)
+                    except ValueError as error:
+                        raise InputError(f"{self.path}:{number}: no line of a batch file: {error}") from None
+                    yield Item(found.custom_id or f"line {number}", found.url, bytes(found.body))
+                moved(read)
+
+    def rows(self) -> Iterator[Mapping[str, Any]]:
+        return iter(())
+
+
+def _show(found: Estimate) -> None:
+    rows = [_row(line, line.model, line.endpoint) for line in found.lines]
+    if len(rows) > 1:
+        rows.append(_row(found, "total", ""))
+    titles = ["model", "endpoint", "requests", "prompt tokens", "output tokens", *map(bought, WINDOWS)]
+    names = 2
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
+    if sum(widths) + 2 * len(widths) > console.width:
+        titles = ["model\nendpoint", *(title.replace(" ", "\n") for title in titles[names:])]
+        rows = [(f"{model}\n{endpoint}".strip(), *cells) for model, endpoint, *cells in rows]
+        names = 1
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns[:names]:
+        column.overflow = "fold"
+    for column in table.columns[names:]:  # numbers are whole, however narrow the screen
+        column.justify, column.no_wrap = "right", True
+    for column, cells in zip(table.columns[names:], list(zip(*rows, strict=True))[names:], strict=False):
+        column.min_width = max(map(len, cells))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _row(of: EstimateLine | Estimate, model: str, endpoint: str) -> tuple[str, ...]:
+    return (
+        model,
+        endpoint,
+        f"{of.requests:,}",
+        f"{'' if of.exact else '~'}{of.prompt_tokens:,}",
+        UNKNOWN if of.output_tokens is None else f"{'<=' if of.limited else ''}{of.output_tokens:,}",
+        *(money(of.cost(window)) for window in WINDOWS),
+    )
+
+
+def _notes(found: Estimate) -> Iterator[str]:
+    """What is to be known of the numbers."""
+    about: dict[str, list[str]] = {}
+    for line in found.lines:
+        for note in _notes_of(line):
+            about.setdefault(note, []).append(line.model or "(no model)")
+    yield from found.problems
+    yield from (f"{note}: {', '.join(dict.fromkeys(models))}" for note, models in about.items())
+    prices = (line.price(window) for line in found.lines for window in WINDOWS)
+    yield from (f"prices: {source}" for source in dict.fromkeys(_told(price) for price in prices if price))
+
+
+def _notes_of(line: EstimateLine) -> Iterator[str]:
+    if not line.exact:
+        yield f"prompt tokens are estimated, {line.method}"
+    if line.uncounted:
+        yield f"without the tokens of {', '.join(line.uncounted)}"
+    if line.as_json:
+        yield f"counted as JSON text, {', '.join(line.as_json)}"
+    if line.output_tokens is None:
+        yield "output tokens are unknown, for not all bodies limit them (--output-tokens says how many to expect)"
+    if line.limited:
+        yield "output tokens are limits of the bodies; answers may have fewer, and cost less"
+    without = [bought(window) for window in WINDOWS if line.price(window) is None]
+    if without:
+        server = line.base_url or "OpenAI"
+        yield f"no price is known at {server} for {', '.join(without)} (--price gives one)"
+
+
+def _told(price: Price) -> str:
+    if price.source == OVERRIDDEN:
+        return "given with --price, for every window"
+    return price.source if price.date is None else f"{price.source} ({price.date})"
+
+
+def _fields(line: EstimateLine) -> dict[str, Any]:
+    prices = {bought(window): line.price(window) for window in WINDOWS}
+    return {
+        "model": line.model,
+        "endpoint": line.endpoint,
+        "requests": line.requests,
+        "prompt_tokens": line.prompt_tokens,
+        "counted_by": line.method,
+        "not_counted": line.uncounted,
+        "counted_as_json": line.as_json,
+        "output_tokens": line.output_tokens,
+        "output_tokens_are_limits": line.limited,
+        "cost": {bought(window): line.cost(window) for window in WINDOWS},
+        "prices": {name: price and price._asdict() for name, price in prices.items()},
+    }
