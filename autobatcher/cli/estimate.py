@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autobatcher.cli.common import DOUBLEWORD, AsJson, print_json, say, told
-from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of
+from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of, shown
 from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
 from autobatcher.jobs.estimating import estimate as estimated
 from autobatcher.jobs.items import InputError, Item, Source
@@ -178,7 +178,7 @@ def _notes_of(line: EstimateLine) -> Iterator[str]:
         yield "output tokens are limits of the bodies; answers may have fewer, and cost less"
     without = [bought(window) for window in WINDOWS if line.price(window) is None]
     if without:
-        server = line.base_url or "OpenAI"
+        server = "OpenAI" if line.base_url is None else shown(line.base_url)
         yield f"no price is known at {server} for {', '.join(without)} (--price gives one)"
 
 

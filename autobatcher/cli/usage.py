@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -40,6 +41,12 @@ def money(dollars: float | None) -> str:
     return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.4f}"
 
 
+def shown(base_url: str) -> str:
+    """A server's address without what may be secret in it: a name and password before the host, and the query."""
+    parts = urlsplit(base_url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def bought(window: str | None) -> str:
     """How something was bought."""
     return "realtime" if window is None else window
@@ -56,7 +63,9 @@ def usage_lines(usage: Usage) -> list[str]:
 def _line(line: UsageLine) -> str:
     said = f"{line.model} ({bought(line.completion_window)}): {_tokens(line)}: "
     if line.cost is None:
-        return f"{said}cost unknown, for no price is known for it at {line.base_url} (--price gives one)"
+        return (
+            f"{said}cost unknown, for no price is known for it at {shown(line.base_url)} (--price gives one)"
+        )
     return f"{said}{money(line.cost)}{_saved(line)}"
 
 
@@ -80,7 +89,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "lines": [
             {
                 "model": line.model,
-                "base_url": line.base_url,
+                "base_url": shown(line.base_url),
                 "completion_window": line.completion_window,
                 **_sums(line),
             }

@@ -25,6 +25,9 @@ BYTES = "4 bytes a token"
 FETCH_SECONDS = 15.0
 """For how long a vocabulary of tiktoken may take to come; it is some megabytes, and kept."""
 
+PIECE = 100_000
+"""Characters that tiktoken gets at a time: a million blanks are more than it can take. A cut costs a token at most."""
+
 PER_MESSAGE, PER_NAME, PER_REPLY = 3, 1, 3
 """Tokens that a message of a chat takes beside its text, a name in it, and the beginning of the answer.
 
@@ -365,4 +368,8 @@ def _fetch(vocabulary: str, found: queue.SimpleQueue[Count | Exception]) -> None
     except Exception as error:  # noqa: BLE001 -- of the network, of a proxy, of the disk; all mean the same here
         found.put(error)
     else:
-        found.put(lambda text: len(encoding.encode_ordinary(text)))
+        found.put(lambda text: sum(map(len, map(encoding.encode_ordinary, _pieces(text)))))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (text[start : start + PIECE] for start in range(0, len(text), PIECE))

@@ -15,12 +15,16 @@ from typing import Any
 import orjson
 import pytest
 import tiktoken
+import tiktoken.registry
 from typer.testing import CliRunner, Result
 
+from autobatcher import BatchOpenAI
 from autobatcher.cli import build_app
 from autobatcher.cli.usage import money, usage_json, usage_lines
 from autobatcher.jobs.estimating import BYTES, TIKTOKEN, Count, EstimateLine, estimate
 from autobatcher.jobs.items import InputError, Item
+from autobatcher.jobs.running import run
+from autobatcher.local import LocalConfig, serve_in_thread
 from autobatcher.prices import Prices
 from autobatcher.usage import Bought, Tokens, Usage
 
@@ -228,6 +232,30 @@ def test_a_vocabulary_that_cannot_be_fetched_is_said(tmp_path: Path, monkeypatch
     assert "o200k_base could not be fetched" in problem
 
 
+def test_models_that_tiktoken_knows_are_counted_with_their_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "o200k_base", BYTEWISE)  # which it would have fetched
+    models = ("gpt-4o-mini", "somewhere/gpt-5", "ft:gpt-4o:mine", "mistral-small")
+    found = estimate(Made(lambda: ((CHAT, chat(USER, model=model)) for model in models)))
+    assert [(line.method, line.prompt_tokens) for line in found.lines] == [(TIKTOKEN, 13)] * 3 + [(BYTES, 8)]
+    assert found.problems == ()
+
+
+def test_a_text_of_a_million_blanks_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    bpe = tiktoken.Encoding(
+        "bpe",
+        pat_str=r"\s+(?!\S)|\s+|\S+",
+        mergeable_ranks={**{bytes([byte]): byte for byte in range(256)}, b"  ": 256},
+        special_tokens={},
+    )
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", bpe)
+    body = {"model": "text-embedding-3-small", "input": " " * 1_000_000 + "x"}
+    (line,) = estimate(Made(lambda: iter([(EMBEDDINGS, body)]))).lines
+    assert line.exact
+    assert 500_000 <= line.prompt_tokens < 500_020
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +344,14 @@ def test_the_prices_are_those_of_the_server_that_would_be_used(tmp_path: Path) -
     assert "no price is known at http://127.0.0.1:9/v1 for realtime, 24h, 1h" in other.stderr
 
 
+def test_what_may_be_secret_in_an_address_is_not_shown(path: Path) -> None:
+    done = invoked(path, "--base-url", "http://me:secret@127.0.0.1:9/v1?key=secret")
+    assert "at http://127.0.0.1:9/v1 for" in done.stderr
+    assert "secret" not in done.output
+    usage = Usage.of({Bought("http://me:secret@127.0.0.1/v1/", "m", "24h"): Tokens(1, 1, 1)})
+    assert "secret" not in str(usage_lines(usage)) + str(usage_json(usage))
+
+
 def test_unknown_output_makes_unknown_costs(tmp_path: Path) -> None:
     path = batch_file(tmp_path / "in.jsonl", chat(USER, model="gpt-4o-mini"), chat(USER, model="x"))
     done = invoked(path)
@@ -396,6 +432,23 @@ def test_the_usage_of_a_run_is_told_with_what_was_saved() -> None:
     *_, total = usage_lines(Usage.of(COUNTS, Prices({"mine": (1, 2)})))
     assert total.endswith("$4.50, saved $4.50 (50%) against realtime")
     assert usage_lines(Usage.of({})) == []
+
+
+@pytest.mark.anyio
+async def test_a_run_is_counted_with_its_client(tmp_path: Path) -> None:
+    source = Made(lambda: ((CHAT, chat(USER, model=model)) for model in ("m", "m", "other")))
+    with serve_in_thread(LocalConfig()) as server:
+        url = server.base_url
+        async with BatchOpenAI(api_key="k", base_url=url, poll_interval_seconds=0.02) as client:
+            done = await run(client, source, tmp_path / "out.jsonl")
+            assert Usage.of(done.meter.counts) == client.usage
+            assert client.usage.requests == 3
+            await run(client, source, tmp_path / "again.jsonl")
+            assert client.usage.requests == 6
+        async with BatchOpenAI(api_key="k", base_url=url) as client:
+            again = await run(client, source, tmp_path / "out.jsonl", overwrite=True)
+            assert again.meter.counts == done.meter.counts
+            assert client.usage.requests == 0
 
 
 def test_the_usage_of_a_run_as_json() -> None:
