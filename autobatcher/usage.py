@@ -29,6 +29,14 @@ class Tokens(NamedTuple):
     cached: int = 0
 
 
+def added(left: Mapping[Bought, Tokens], right: Mapping[Bought, Tokens]) -> dict[Bought, Tokens]:
+    """Both together."""
+    sums = dict(left)
+    for bought, tokens in right.items():
+        sums[bought] = Tokens(*map(int.__add__, sums.get(bought, Tokens()), tokens))
+    return sums
+
+
 class Bought(NamedTuple):
     """How requests were bought.
 

@@ -29,11 +29,13 @@ from autobatcher.cli.common import (
     told,
 )
 from autobatcher.cli.tables import BATCH_COLUMNS, BATCH_SPARE, batch_row, print_table, printable, table
+from autobatcher.cli.usage import GivenPrices, prices_of, usage_lines
 from autobatcher.errors import AutobatcherError
 from autobatcher.events import CallRetried
 from autobatcher.jobs import batches, downloads
 from autobatcher.jobs.batches import Changed, Standing, Update, standing
 from autobatcher.jobs.items import InputError
+from autobatcher.usage import Usage
 
 MAX_PROBLEMS = 10
 """Errors of a batch that are told."""
@@ -336,6 +338,7 @@ def results(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    price: GivenPrices = None,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
 ) -> None:
@@ -346,6 +349,7 @@ def results(
     Example: autobatcher results batch_abc123 -o results.jsonl
     """
     to_stdout = str(to) == "-"
+    prices = prices_of(price)
     if errors_to is None and not to_stdout:
         errors_to = to.with_name(f"{to.stem}.errors{to.suffix}")
 
@@ -359,6 +363,8 @@ def results(
             on_retry=say_retry,
         )
         _say_counts(counts, [path for path in (None if to_stdout else to, errors_to) if path])
+        for line in usage_lines(Usage.of(counts.used, prices)):
+            say(line)
         return 0 if counts.all_answered else SOME_FAILED
 
     with_client(base_url, api_key, run)

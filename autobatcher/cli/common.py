@@ -48,19 +48,22 @@ ApiKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
+def server_of(base_url: str | None) -> str | None:
+    """The server that the options and the environment name; None: OpenAI."""
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+    if base_url is None and os.environ.get("DOUBLEWORD_API_KEY") and not os.environ.get("OPENAI_API_KEY"):
+        return DOUBLEWORD
+    return base_url
+
+
 def connection(base_url: str | None, api_key: str | None) -> dict[str, str]:
     """The arguments `base_url` and `api_key` of a client; the process ends with `USAGE` if there is no key."""
-    openai_key, doubleword_key = (
-        os.environ.get(name) or None for name in ("OPENAI_API_KEY", "DOUBLEWORD_API_KEY")
-    )
-    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-    if base_url is None and not api_key and doubleword_key and not openai_key:
-        base_url = DOUBLEWORD
+    base_url = server_of(base_url) if not api_key else base_url or os.environ.get("OPENAI_BASE_URL") or None
     if base_url is not None and not base_url.startswith(("http://", "https://")):
         fail(f"the server's address must start with http:// or https://, not as in {base_url!r}", USAGE)
     theirs = base_url is not None and base_url.rstrip("/") == DOUBLEWORD
-    key = api_key or (doubleword_key if theirs else None) or openai_key
-    if key is None:
+    key = api_key or (theirs and os.environ.get("DOUBLEWORD_API_KEY")) or os.environ.get("OPENAI_API_KEY")
+    if not key:
         fail("no key: give --api-key, or set OPENAI_API_KEY (or DOUBLEWORD_API_KEY)", USAGE)
     return {"api_key": key} if base_url is None else {"api_key": key, "base_url": base_url}
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from autobatcher.cli.common import DOUBLEWORD, AsJson, print_json, say, told
+from autobatcher.cli.common import AsJson, print_json, say, server_of, told
+from autobatcher.cli.inputs import (
+    Endpoint,
+    Images,
+    Input,
+    Kind,
+    Model,
+    Prompt,
+    Schema,
+    Settings,
+    System,
+    Tools,
+    source_of,
+)
 from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of, shown
 from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
 from autobatcher.jobs.estimating import estimate as estimated
-from autobatcher.jobs.items import InputError, Item, Source
+from autobatcher.jobs.template import CHAT
 from autobatcher.prices import OVERRIDDEN, Price
 
 _WIDE = 10_000
@@ -27,8 +37,17 @@ _WIDE = 10_000
 
 
 def estimate(
-    path: Annotated[Path, typer.Argument(help="A batch file.", metavar="INPUT")],
+    path: Input,
     *,
+    model: Model = None,
+    prompt: Prompt = None,
+    system: System = None,
+    schema: Schema = None,
+    tools: Tools = None,
+    images: Images = None,
+    settings: Settings = None,
+    endpoint: Endpoint = CHAT,
+    kind: Kind = None,
     price: GivenPrices = None,
     output_tokens: Annotated[
         int | None,
@@ -54,13 +73,24 @@ def estimate(
     """
     prices = prices_of(price)
     with told():
-        source = _source(path)
+        source = source_of(
+            path,
+            model=model,
+            prompt=prompt,
+            system=system,
+            schema=schema,
+            tools=tools,
+            images=images,
+            settings=settings,
+            endpoint=endpoint,
+            kind=kind,
+        )
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("Counting", total=source.size)
             found = estimated(
                 source,
                 prices=prices,
-                base_url=_server(base_url),
+                base_url=server_of(base_url),
                 output_tokens=output_tokens,
                 moved=lambda read: bar.update(task, completed=read),
             )
@@ -71,51 +101,6 @@ def estimate(
         _show(found)
     for note in _notes(found):
         say(note)
-
-
-def _source(path: Path) -> Source:
-    return _BatchFile(path)
-
-
-def _server(base_url: str | None) -> str | None:
-    """The server that the other commands would use; None: OpenAI."""
-    if base_url or (base_url := os.environ.get("OPENAI_BASE_URL")):
-        return base_url
-    theirs = os.environ.get("DOUBLEWORD_API_KEY") and not os.environ.get("OPENAI_API_KEY")
-    return DOUBLEWORD if theirs else None
-
-
-class _Line(msgspec.Struct):
-    url: str
-    body: msgspec.Raw
-    custom_id: str = ""
-
-
-class _BatchFile:
-    """The lines of a batch file."""
-
-    columns = None
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = path.stat().st_size
-
-    def items(self, moved: Callable[[int], object] = lambda _: None) -> Iterator[Item]:
-        decode = msgspec.json.Decoder(_Line).decode
-        read = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                read += len(line)
-                if line.strip():
-                    try:
-                        found = decode(line)
-                    except ValueError as error:
-                        raise InputError(f"{self.path}:{number}: no line of a batch file: {error}") from None
-                    yield Item(found.custom_id or f"line {number}", found.url, bytes(found.body))
-                moved(read)
-
-    def rows(self) -> Iterator[Mapping[str, Any]]:
-        return iter(())
 
 
 def _show(found: Estimate) -> None:

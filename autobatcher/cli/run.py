@@ -34,12 +34,14 @@ from autobatcher.cli.inputs import (
     Tools,
     source_of,
 )
+from autobatcher.cli.usage import GivenPrices, prices_of, usage_json, usage_lines
 from autobatcher.core.window import MAX_LINES
 from autobatcher.display import Display
 from autobatcher.jobs.items import Source
 from autobatcher.jobs.running import IN_FLIGHT, Finished, Progress
 from autobatcher.jobs.running import run as run_job
 from autobatcher.jobs.template import CHAT
+from autobatcher.usage import Usage
 
 
 def run(
@@ -102,6 +104,7 @@ def run(
     ] = 5.0,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
+    price: GivenPrices = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what it came to as one JSON object.")
     ] = False,
@@ -114,6 +117,7 @@ def run(
 
     Example: autobatcher run texts.csv -o answers.csv --model gpt-4o-mini --prompt "Summarise: {text}"
     """
+    prices = prices_of(price)
     with told():
         pairs = parsed_metadata(metadata or ())
         source = source_of(
@@ -142,7 +146,7 @@ def run(
         {"full": full, "overwrite": overwrite, "batch_size": batch_size, "in_flight": in_flight},
     )
     done = run_async(lambda: job.work(options), interrupted=job.interrupted)
-    _tell(done, as_json=as_json)
+    _tell(done, Usage.of(done.used, prices), as_json=as_json)
     raise typer.Exit(SOME_FAILED if done.failed else 0)
 
 
@@ -174,7 +178,7 @@ class _Job:
         say("the same command goes on from here; batches go on at the server meanwhile")
 
 
-def _tell(done: Finished, *, as_json: bool) -> None:
+def _tell(done: Finished, usage: Usage, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -182,6 +186,9 @@ def _tell(done: Finished, *, as_json: bool) -> None:
                 "requests": done.requests,
                 "answered": done.answered,
                 "failed": done.failed,
+                "usage": usage_json(usage),
             }
         )
     say(f"{done.requests:,} requests: {done.answered:,} answered, {done.failed:,} failed; {done.results}")
+    for line in usage_lines(usage):
+        say(line)

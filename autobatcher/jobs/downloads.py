@@ -27,12 +27,16 @@ from autobatcher.jobs.batches import Standing, list_batches, standing, status, s
 from autobatcher.jobs.calls import PATIENCE, OnRetry, Tries, error_of, silent
 from autobatcher.jobs.items import InputError
 from autobatcher.runtime.upstream import Upstream, UpstreamError
+from autobatcher.usage import Bought, Meter, Tokens, added
 
 RETRY_OF = "retry_of"
 """The key in a batch's metadata under which there is the batch whose unanswered requests it has."""
 
 LAG_MOST = 60.0
 """Seconds between readings of files that lag behind their batch."""
+
+UNKNOWN_WINDOW = "24h"
+"""What a batch is taken to have that does not say: all servers have it."""
 
 CUT_SHORT = 3
 """How often a file is read again whose last line has no end."""
@@ -62,12 +66,14 @@ class Counts:
         answered: lines with an answer.
         failed: lines with an error.
         malformed: lines that are neither.
+        used: the tokens of the answers, by the models that they name, for `autobatcher.usage.Usage.of`.
     """
 
     standing: Standing
     answered: int
     failed: int
     malformed: int
+    used: Mapping[Bought, Tokens]
 
     @property
     def lines(self) -> int:
@@ -193,6 +199,9 @@ class _Reader:
     ) -> None:
         self._upstream = Upstream(client.with_options(max_retries=0), "", None)
         self._standing = standing(batch)
+        window: object = getattr(batch, "completion_window", None)
+        self._bought_at = str(client.base_url), window if isinstance(window, str) else UNKNOWN_WINDOW
+        self._measure_anew()
         self._patience, self._on_retry, self._note = patience, on_retry, note
 
     async def read_into(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
@@ -211,6 +220,7 @@ class _Reader:
 
     async def _read_once(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
         tally = {True: 0, False: 0, None: 0}
+        used: dict[Bought, Tokens] = {}
         for file_id, file in (
             (self._standing.output_file_id, outputs),
             (self._standing.error_file_id, errors),
@@ -219,15 +229,18 @@ class _Reader:
                 continue
             for kind, count in (await self._file(file_id, file)).items():
                 tally[kind] += count
-        return Counts(self._standing, tally[True], tally[False], tally[None])
+            used = added(used, self._meter.counts)
+        return Counts(self._standing, tally[True], tally[False], tally[None], used)
 
     async def _file(self, file_id: str, to: IO[bytes] | None) -> dict[bool | None, int]:
         start = 0 if to is None else to.tell()
         tally: dict[bool | None, int] = {True: 0, False: 0, None: 0}
+        self._measure_anew()
         async with aclosing(self.lines(file_id)) as pieces:
             async for lines in pieces:
                 if lines is None:
                     tally = dict.fromkeys(tally, 0)
+                    self._measure_anew()
                     if to is not None:
                         _cut(to, start)
                     continue
@@ -237,6 +250,10 @@ class _Reader:
                     to.write(b"\n".join([*lines, b""]))
         return tally
 
+    def _measure_anew(self) -> None:
+        self._meter = Meter()
+        self._count = self._meter.counter(*self._bought_at)
+
     def _judge(self, line: bytes) -> bool | None:
         """Whether a line holds an answer; None if it is neither that nor an error."""
         try:
@@ -244,6 +261,8 @@ class _Reader:
         except MalformedLineError:
             return None
         answered = isinstance(outcome, Answer) and is_success(outcome.status)
+        if isinstance(outcome, Answer) and answered:
+            self._count(_model(outcome.body), outcome.body)
         self._note(custom_id, answered)
         return answered
 
@@ -295,6 +314,18 @@ class _Reader:
     async def _wait(self, reason: str, delay: float) -> None:
         self._on_retry(CallRetried(self._standing.id, Step.FETCH.value, reason, delay))
         await anyio.sleep(delay)
+
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+def _model(body: bytes) -> str:
+    """The model that an answer says it is of."""
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _is_whole(line: bytes) -> bool:

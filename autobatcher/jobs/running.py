@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from autobatcher.jobs.calls import reach
 from autobatcher.jobs.downloads import free_place
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.outputs import Results, parquet_library
-from autobatcher.usage import Meter
+from autobatcher.usage import Bought, Meter, Tokens
 
 if TYPE_CHECKING:
     from autobatcher.client import Batching
@@ -65,14 +65,14 @@ class Finished:
         results: the file.
         requests: as many as there were in the input.
         answered, failed: what became of them.
-        meter: the tokens of all answers, those that earlier runs bought included.
+        used: the tokens of all answers, those that earlier runs bought included, for `autobatcher.usage.Usage.of`.
     """
 
     results: Path
     requests: int
     answered: int
     failed: int
-    meter: Meter
+    used: Mapping[Bought, Tokens]
 
 
 async def run(
@@ -141,7 +141,7 @@ async def _run(
         await anyio.to_thread.run_sync(lambda: partial.write_ordered(ordered, source, path.suffix, full=full))
         ordered.replace(path)
     partial.path.unlink()
-    return Finished(path, job.requests, job.answered, job.failed, job.meter)
+    return Finished(path, job.requests, job.answered, job.failed, job.meter.counts)
 
 
 def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:

@@ -441,13 +441,13 @@ async def test_a_run_is_counted_with_its_client(tmp_path: Path) -> None:
         url = server.base_url
         async with BatchOpenAI(api_key="k", base_url=url, poll_interval_seconds=0.02) as client:
             done = await run(client, source, tmp_path / "out.jsonl")
-            assert Usage.of(done.meter.counts) == client.usage
+            assert Usage.of(done.used) == client.usage
             assert client.usage.requests == 3
             await run(client, source, tmp_path / "again.jsonl")
             assert client.usage.requests == 6
         async with BatchOpenAI(api_key="k", base_url=url) as client:
             again = await run(client, source, tmp_path / "out.jsonl", overwrite=True)
-            assert again.meter.counts == done.meter.counts
+            assert again.used == done.used
             assert client.usage.requests == 0
 
 

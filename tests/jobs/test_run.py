@@ -91,7 +91,7 @@ async def test_lines_come_back_in_the_order_of_the_input_and_nothing_else_is_lef
         "out.jsonl.journal",
     }
     assert told[-1] == Progress(source.size, source.size, 250, complete=True, answered=250, failed=0)
-    (tokens,) = done.meter.counts.values()
+    (tokens,) = done.used.values()
     used = [line["response"]["body"]["usage"] for line in lines]
     assert tokens == Tokens(
         250, sum(use["prompt_tokens"] for use in used), sum(use["completion_tokens"] for use in used), 0
