@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from autobatcher.core.window import Request
 from autobatcher.runtime import driver, upstream
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.record import RecordedNotes
+from tests.simulation.plan import HOUR, LineFault, Plan, Stop, Storm
 
 WITHIN = 300
 """Worlds that a mutant may survive."""
@@ -42,11 +43,13 @@ class Mutant:
         name: what is wrong.
         changes: what it puts in place of the right things.
         stops: whether it takes worlds with a journal and stops to see it.
+        given: makes worlds ones in which it matters, for few are by chance; all else in them is as it is drawn.
     """
 
     name: str
     changes: tuple[Change, ...]
     stops: bool = False
+    given: Callable[[Plan], None] = lambda _plan: None
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -285,11 +288,81 @@ def _keeps_all(outcome: Any) -> bool:
     return isinstance(outcome, Answer)
 
 
+def _batches(*fates: str) -> Callable[[Plan], None]:
+    """All batches have one of these fates, as long as anything goes wrong."""
+
+    def given(plan: Plan) -> None:
+        plan.fate_rate, plan.fates = 1.0, dict.fromkeys(fates, 1.0)
+
+    return given
+
+
+def _failing(*kinds: str) -> Callable[[Plan], None]:
+    """For an hour most of these calls fail."""
+
+    def given(plan: Plan) -> None:
+        plan.storms = [Storm(0.0, HOUR, 0.8, frozenset(kinds))]
+
+    return given
+
+
+def _lines_that_fail(status: int, *, of_each: int = 1) -> Callable[[Plan], None]:
+    """For one caller in so many the model has nothing but this status, and callers share batches."""
+
+    def given(plan: Plan) -> None:
+        plan.options["batch_size"] = 1000
+        faults = (LineFault(status),) * 50
+        plan.callers = [
+            caller if caller.number % of_each else replace(caller, line_faults=faults)
+            for caller in plan.callers
+        ]
+
+    return given
+
+
+def _leaving(plan: Plan) -> None:
+    """Everybody leaves before the batches end."""
+    _batches("expires")(plan)
+    plan.callers = [replace(caller, leaves_after=100.0) for caller in plan.callers]
+
+
+def _closing(plan: Plan) -> None:
+    """The client is closed in calm weather, while batches go on that are then to be cancelled."""
+    _batches("expires")(plan)
+    plan.close_at, plan.options["cancel_active_batches_on_close"] = 90.0, True
+    plan.rate, plan.storms, plan.call_seconds = 0.0, [], 0.1
+    plan.callers = [replace(caller, leaves_after=None) for caller in plan.callers]
+
+
+def _few_tokens(plan: Plan) -> None:
+    """Many more tokens are asked for at a time than are allowed."""
+    plan.options.update(max_enqueued_tokens=60, batch_size=1)
+    plan.callers = [replace(caller, at=0.0, padding=200) for caller in plan.callers]
+
+
+def _stopped_at_creations(plan: Plan) -> None:
+    """The program is stopped when batches have been made, and knows of none."""
+    plan.stops = [Stop(HOUR, "created", count, pause=1.0) for count in (1, 2)]
+
+
+def _copies(plan: Plan) -> None:
+    """Some calls are made through a copy of the client, in each run others."""
+    plan.copies = True
+
+
 MUTANTS = (
     Mutant("a creation whose answer was lost is repeated at once", _creates_again_at_once()),
-    Mutant("one look is enough to find no batch", ((engine, "LOOK_UP_SECONDS", 0.0),)),
-    Mutant("a look-up adopts any batch", ((upstream.Upstream, "look_up", _adopts_any),)),
-    Mutant("a line with an error ends its batch", _reads(_one_error_for_all)),
+    Mutant(
+        "one look is enough to find no batch", ((engine, "LOOK_UP_SECONDS", 0.0),), given=_failing("create")
+    ),
+    Mutant(
+        "a look-up adopts any batch", ((upstream.Upstream, "look_up", _adopts_any),), given=_failing("create")
+    ),
+    Mutant(
+        "a line with an error ends its batch",
+        _reads(_one_error_for_all),
+        given=_lines_that_fail(422, of_each=2),
+    ),
     Mutant("callers are settled twice", _reads(_settled_twice)),
     Mutant("the last line of a double wins", _last_of_a_double_wins()),
     Mutant("a poll gives up at the first 5xx", _gives_up(Step.POLL, Trouble.PASSING)),
@@ -298,26 +371,42 @@ MUTANTS = (
     Mutant("a lost upload is taken for refused", _gives_up(Step.UPLOAD, Trouble.PASSING)),
     Mutant("a file that is not found yet is fatal", _gives_up(Step.CREATE, Trouble.NOT_FOUND)),
     Mutant("missing lines are never sent again", ((Engine, "_lost", lambda *_: []),)),
-    Mutant("expired lines are never sent again", ((engine, "EXPIRED", "expired"),)),
-    Mutant("what somebody cancelled is sent again", _sends_again_what_was_cancelled()),
-    Mutant("lines are retried without counting", _retries_without_counting()),
+    Mutant(
+        "expired lines are never sent again", ((engine, "EXPIRED", "expired"),), given=_batches("expires")
+    ),
+    Mutant(
+        "what somebody cancelled is sent again",
+        _sends_again_what_was_cancelled(),
+        given=_batches("cancelled"),
+    ),
+    Mutant("lines are retried without counting", _retries_without_counting(), given=_lines_that_fail(500)),
     Mutant("one reading of the files is enough", ((engine, "REREADS", 0),)),
     Mutant(
         "a broken download is taken for whole",
         ((upstream.Upstream, "read_lines", _takes_a_broken_file_for_whole), (engine, "REREADS", 1)),
     ),
-    Mutant("Retry-After is obeyed without a cap", ((engine, "MAX_RETRY_AFTER", float("inf")),)),
-    Mutant("Retry-After is not heard", ((upstream, "_retry_after", lambda _: None),)),
+    Mutant(
+        "Retry-After is obeyed without a cap",
+        ((engine, "MAX_RETRY_AFTER", float("inf")),),
+        given=_failing("upload"),
+    ),
+    Mutant(
+        "Retry-After is not heard", ((upstream, "_retry_after", lambda _: None),), given=_failing("upload")
+    ),
     Mutant("polls wait for as long as the server wants", ((PollSchedule, "latest", lambda *_: 1e9),)),
     Mutant("polls come late", ((PollSchedule, "interval", _slower),)),
-    Mutant("a batch that all have left goes on", _lets_deserted_batches_run()),
-    Mutant("a full queue fails its callers", _judges(WholeFailure.QUEUE)),
-    Mutant("lines that the server names fail all", _judges(WholeFailure.LINES)),
-    Mutant("a server's own trouble fails its callers", _judges(WholeFailure.PASSING)),
-    Mutant("closing leaves callers waiting", ((Engine, "close", _settles_nobody),)),
-    Mutant("closing leaves its task running", ((collector.Collector, "close", _does_not_close),)),
-    Mutant("closing does not cancel", _closes_without_cancelling()),
-    Mutant("max_enqueued_tokens is not kept", _counts_no_tokens()),
+    Mutant("a batch that all have left goes on", _lets_deserted_batches_run(), given=_leaving),
+    Mutant("a full queue fails its callers", _judges(WholeFailure.QUEUE), given=_batches("fails")),
+    Mutant("lines that the server names fail all", _judges(WholeFailure.LINES), given=_batches("fails")),
+    Mutant(
+        "a server's own trouble fails its callers", _judges(WholeFailure.PASSING), given=_batches("fails")
+    ),
+    Mutant("closing leaves callers waiting", ((Engine, "close", _settles_nobody),), given=_closing),
+    Mutant(
+        "closing leaves its task running", ((collector.Collector, "close", _does_not_close),), given=_closing
+    ),
+    Mutant("closing does not cancel", _closes_without_cancelling(), given=_closing),
+    Mutant("max_enqueued_tokens is not kept", _counts_no_tokens(), given=_few_tokens),
     Mutant("max_active_batches is not kept", ((Admission, "choose", _unlimited),)),
     Mutant("requests are noted after their upload", _notes_requests_late(), stops=True),
     Mutant("a file's id is not noted", _notes_no(Uploaded), stops=True),
@@ -329,7 +418,12 @@ MUTANTS = (
         "batches of earlier runs are not taken up", ((RecordedNotes, "restored", lambda *_: []),), stops=True
     ),
     Mutant("nobody looks for a batch after a restart", _does_not_look_after_a_restart(), stops=True),
-    Mutant("one look is enough after a restart", _looks_once_after_a_restart(), stops=True),
-    Mutant("what another client follows is not found", _follows_alone(), stops=True),
+    Mutant(
+        "one look is enough after a restart",
+        _looks_once_after_a_restart(),
+        stops=True,
+        given=_stopped_at_creations,
+    ),
+    Mutant("what another client follows is not found", _follows_alone(), stops=True, given=_copies),
     Mutant("failures are remembered", ((driver, "is_kept", _keeps_all),), stops=True),
 )

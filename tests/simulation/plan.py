@@ -8,6 +8,7 @@ every world comes to its end.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,9 @@ _FAILURES = (
     ("fails: otherwise", "account_deactivated"),
 )
 
+FATES = {"fails": 8, "cancelled": 3, "unknown": 3, "output": 5, "vanishes": 0.3, "expires": 5}
+"""How often a batch with a fate of its own has which."""
+
 
 NOTES = ("begin", "uploaded", "created", "answered", "ended")
 """What is written into a journal."""
@@ -131,6 +135,7 @@ class Plan:
         page: batches on a page of the server's list.
         queue_limit: lines of a model that the server takes into its queue.
         fate_rate: how likely a batch has a fate of its own.
+        fates: how often it is which of them.
         line_rate: how likely a result line is spoiled.
         slowest: seconds that an ordinary batch takes at most.
         jumps: when the clock leaps, and by how much.
@@ -151,6 +156,7 @@ class Plan:
     page: int = 100
     queue_limit: int | None = None
     fate_rate: float = 0.0
+    fates: Mapping[str, float] = field(default_factory=lambda: FATES)
     line_rate: float = 0.0
     slowest: float = 10.0
     jumps: list[tuple[float, float]] = field(default_factory=list)
@@ -174,9 +180,7 @@ class Plan:
         latency = rng.choice((0.0, rng.uniform(0, 30), rng.uniform(0, self.slowest)))
         if now >= self.calm_at or rng.random() >= self.fate_rate:
             return BatchFate(latency=min(latency, 600.0) if now >= self.calm_at else latency)
-        match rng.choices(
-            ("fails", "cancelled", "unknown", "output", "vanishes", "expires"), (8, 3, 3, 5, 0.3, 5)
-        )[0]:
+        match rng.choices([*self.fates], [*self.fates.values()])[0]:
             case "fails":
                 kind, code = rng.choice(_FAILURES)
                 return BatchFate(kind, code, after=rng.choice((0.0, rng.uniform(0, 300))))

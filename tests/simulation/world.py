@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,21 @@ class Run:
         return f"python -m tests.simulation --seed {self.seed} --backend {self.backend}{stops}"
 
 
-def simulate(seed: int, backend: str, *, stops: bool = False) -> Run:
-    """Run the world of a seed, and judge it; `stops`: it has a journal, and runs of the program are stopped dead."""
+def simulate(
+    seed: int, backend: str, *, stops: bool = False, change: Callable[[Plan], object] = lambda _plan: None
+) -> Run:
+    """Run the world of a seed, and judge it.
+
+    Args:
+        seed: what the world is drawn from.
+        backend: "asyncio" or "trio".
+        stops: whether it has a journal, and runs of the program are stopped dead.
+        change: alters its plan; then the command of the run is that of another world.
+    """
     started = time.perf_counter()
     seeded_globals(seed)
     plan, ledger = draw(seed, stops=stops), Ledger()
+    change(plan)
     files = _open_files()
     with _listening(ledger), _counted_replies(ledger):
         try:
