@@ -15,6 +15,12 @@ from autobatcher._http import httpx
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend(virtual_backend: Any) -> Any:
+    return virtual_backend
+
+
 Odd = Callable[[httpx.Request, int], httpx.Response | None]
 
 
@@ -80,7 +86,9 @@ def _answered(line: dict[str, Any]) -> dict[str, Any]:
 def client_of(server: Server, **options: Any) -> BatchOpenAI:
     http_client = httpx.AsyncClient(transport=httpx.MockTransport(server))
     settings = {"api_key": "k", "base_url": "http://local/v1", "batch_window_seconds": 0.01, "max_retries": 0}
-    return BatchOpenAI(**{**settings, "poll_interval_seconds": 0.01, "http_client": http_client, **options})
+    client = BatchOpenAI(**{**settings, "poll_interval_seconds": 0.01, "http_client": http_client, **options})
+    client._platform = "Unknown"  # else the SDK looks it up in a thread, which takes real time
+    return client
 
 
 async def ask(client: openai.AsyncOpenAI, text: str, model: str = "m") -> str:
