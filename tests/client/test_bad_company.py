@@ -179,7 +179,11 @@ async def test_a_request_that_no_queue_can_hold_ends_though_others_go_on() -> No
         full = [problem("token_limit_exceeded")]
         return Fate(after=10, status="failed", problems=full, early="validating")
 
-    async with running(Server(fate), batch_size=1) as client, anyio.create_task_group() as tasks:
+    server = Server(fate)
+    async with (
+        running(server, batch_size=1, poll_interval_seconds=60) as client,
+        anyio.create_task_group() as tasks,
+    ):
 
         async def traffic() -> None:
             for n in itertools.count():

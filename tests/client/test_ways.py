@@ -366,7 +366,11 @@ async def test_copies_as_frameworks_make_them_share_the_batch(client: BatchOpenA
 async def test_copies_share_the_http_client_of_the_sdks_making_too() -> None:
     with serve_in_thread(LocalConfig()) as server:
         async with BatchOpenAI(
-            api_key="k", base_url=server.base_url, batch_size=2, batch_window_seconds=60
+            api_key="k",
+            base_url=server.base_url,
+            batch_size=2,
+            batch_window_seconds=60,
+            poll_interval_seconds=0.1,
         ) as client:
             with anyio.fail_after(30):
                 await together(

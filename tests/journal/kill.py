@@ -34,7 +34,7 @@ from tests.journal.kill_child import questions
 CALLS = 60
 KINDS = ("upload", "create", "poll", "download")
 LATEST = 60.0
-"""Seconds for one life of the program; it needs less than one when it is left alone, and 5 more to look something up."""
+"""Seconds for one life of the program; it needs less than one when it is left alone, and 1 more to look something up."""
 
 
 @dataclass(frozen=True)

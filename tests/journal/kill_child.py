@@ -71,7 +71,7 @@ async def main(base_url: str, journal: str | SqliteJournal, count: int) -> list[
 
 
 if __name__ == "__main__":
-    vars(engine)["LOOK_UP_SECONDS"] = 5.0  # the server's list does not lag, and 200 kills are to be over soon
+    vars(engine)["LOOK_UP_SECONDS"] = 1.0  # the server's list does not lag, and 200 kills are to be over soon
     given = sys.argv[2] if len(sys.argv) == 5 else Doomed(sys.argv[2], int(sys.argv[5]), float(sys.argv[6]))
     answers = asyncio.run(main(sys.argv[1], given, int(sys.argv[4])))
     partial = Path(f"{sys.argv[3]}.part")
