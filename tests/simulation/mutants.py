@@ -340,6 +340,16 @@ def _few_tokens(plan: Plan) -> None:
     plan.callers = [replace(caller, at=0.0, padding=200) for caller in plan.callers]
 
 
+def _one_at_a_time(plan: Plan) -> None:
+    """One batch may go on at a time, and callers could have many."""
+    plan.options.update(max_active_batches=1, batch_size=1)
+
+
+def _spoiled_lines(plan: Plan) -> None:
+    """Every second line of a result file is spoiled somehow."""
+    plan.line_rate = 0.5
+
+
 def _stopped_at_creations(plan: Plan) -> None:
     """The program is stopped when batches have been made, and knows of none."""
     plan.stops = [Stop(HOUR, "created", count, pause=1.0) for count in (1, 2)]
@@ -364,7 +374,7 @@ MUTANTS = (
         given=_lines_that_fail(422, of_each=2),
     ),
     Mutant("callers are settled twice", _reads(_settled_twice)),
-    Mutant("the last line of a double wins", _last_of_a_double_wins()),
+    Mutant("the last line of a double wins", _last_of_a_double_wins(), given=_spoiled_lines),
     Mutant("a poll gives up at the first 5xx", _gives_up(Step.POLL, Trouble.PASSING)),
     Mutant("a poll gives up at the first 404", _gives_up(Step.POLL, Trouble.NOT_FOUND)),
     Mutant("a download gives up at the first failure", _gives_up(Step.FETCH, Trouble.PASSING)),
@@ -407,7 +417,7 @@ MUTANTS = (
     ),
     Mutant("closing does not cancel", _closes_without_cancelling(), given=_closing),
     Mutant("max_enqueued_tokens is not kept", _counts_no_tokens(), given=_few_tokens),
-    Mutant("max_active_batches is not kept", ((Admission, "choose", _unlimited),)),
+    Mutant("max_active_batches is not kept", ((Admission, "choose", _unlimited),), given=_one_at_a_time),
     Mutant("requests are noted after their upload", _notes_requests_late(), stops=True),
     Mutant("a file's id is not noted", _notes_no(Uploaded), stops=True),
     Mutant("a batch's id is not noted", _notes_no(Created, LookedUp), stops=True),
