@@ -42,6 +42,8 @@ BATCH_OPTIONS: dict[str, Any] = {
     "max_enqueued_tokens": None,
     "cancel_active_batches_on_close": False,
     "journal": None,
+    "on_event": None,
+    "progress": False,
 }
 
 TAKES_BATCH_OPTIONS = {
@@ -61,7 +63,7 @@ LET_GO_OF_ARGUMENTS: dict[str, tuple[type, set[str]]] = {
     "responses": (responses.Responses, {"create", "parse"}),
 }
 """The resources that are subclasses of the SDK's, with all that they override."""
-ADDED = {"unbatched": "the same client without batching"}
+ADDED = {"unbatched": "the same client without batching", "usage": "what was bought through batches"}
 OTHER_VALUES = {
     "user_agent": "the SDK puts the name of the client's class in front",
     "default_headers": "holds the user agent",
