@@ -88,7 +88,9 @@ def test_a_table_of_500_rows_becomes_one_with_answers(server: Serving, tmp_path:
     done = run(server, path, "-o", out, "--model", "m", "--prompt", "Summarise: {text}")
     assert done.returncode == 0, done.stderr
     assert not done.stdout
-    assert done.stderr.splitlines()[-1].startswith("500 requests: 500 answered, 0 failed")
+    *_, sum_line, usage_line = done.stderr.splitlines()
+    assert sum_line.startswith("500 requests: 500 answered, 0 failed")
+    assert usage_line.startswith("m (24h): 500 answers, ")
     answered = rows(out)
     assert [row["id"] for row in answered] == [str(number) for number in range(500)]
     for number, row in enumerate(answered):
