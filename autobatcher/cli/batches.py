@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from autobatcher.cli.common import (
+    SERVER,
     SOME_FAILED,
     USAGE,
     ApiKey,
@@ -403,7 +404,12 @@ def retry(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the lines here, and submit nothing."),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Though the batch was retried already.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Though the batch was retried already, or lacks answers that it counts."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
@@ -422,7 +428,7 @@ def retry(
             if dry_run or to is not None:
                 place = None if dry_run else sys.stdout.buffer if str(to) == "-" else to
                 left = await downloads.remaining(
-                    client, batch_id, place, overwrite=overwrite, on_retry=say_retry
+                    client, batch_id, place, overwrite=overwrite, again=again, on_retry=say_retry
                 )
                 _say_remaining(left, to if isinstance(place, Path) else None)
                 return
@@ -439,6 +445,8 @@ def retry(
             fail(f"{error}; --again sends its requests once more", USAGE)
         except downloads.NotEndedError as error:
             fail(str(error), USAGE)
+        except downloads.UnreadError as error:
+            fail(f"{error}; try it later, or send them once more with --again", SERVER)
         if batch is None:
             say("All requests have an answer: there is nothing to retry.")
         else:

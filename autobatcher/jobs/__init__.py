@@ -12,7 +12,15 @@ from autobatcher.jobs.batches import (
     watch,
 )
 from autobatcher.jobs.checking import Problem, validate
-from autobatcher.jobs.downloads import Counts, NotEndedError, RetriedError, remaining, results, retry
+from autobatcher.jobs.downloads import (
+    Counts,
+    NotEndedError,
+    RetriedError,
+    UnreadError,
+    remaining,
+    results,
+    retry,
+)
 from autobatcher.jobs.files import delete_file, get_file, list_files
 from autobatcher.jobs.items import InputError, Item
 from autobatcher.jobs.packing import prepare
@@ -33,6 +41,7 @@ __all__ = [
     "Standing",
     "Template",
     "UncertainError",
+    "UnreadError",
     "cancel",
     "delete_file",
     "get_file",

@@ -57,6 +57,22 @@ class RetriedError(AutobatcherError):
         self.batch_id = retried
 
 
+class UnreadError(AutobatcherError):
+    """The result files of an ended batch lack answers that the server counts: they would be bought again.
+
+    Attributes:
+        batch_id: the batch.
+        unread: how many answers are not there, as far as that is known.
+    """
+
+    def __init__(self, batch_id: str, unread: int) -> None:
+        super().__init__(
+            f"{batch_id}: by the server's counts {unread:,} more answered than its result files show: they may be late,"
+            " and would be bought again"
+        )
+        self.batch_id, self.unread = batch_id, unread
+
+
 @dataclass(frozen=True)
 class Counts:
     """What the result files of a batch hold.
@@ -85,6 +101,23 @@ class Counts:
         """Requests without a line; None if the server does not say how many there are."""
         total = self.standing.total
         return None if total is None else max(total - self.lines, 0)
+
+    @property
+    def unread(self) -> int:
+        """Answers of an ended batch that the server counts and its files do not have (yet).
+
+        Servers may count failed requests among the completed ones: then all lines are there, though fewer answers. One
+        is unread at least where a batch is completed, nothing is counted, and there is no line.
+        """
+        stands, read = self.standing, self.answered + self.failed
+        if not stands.ended:
+            return 0
+        if stands.completed is None:
+            lost = stands.status == "completed" and not read and stands.total != 0
+            return (stands.total or 1) if lost else 0
+        due = stands.completed + (stands.failed or 0)
+        due = due if stands.total is None else min(due, max(stands.total, stands.completed))
+        return max(min(stands.completed - self.answered, due - read), 0)
 
     @property
     def all_answered(self) -> bool:
@@ -184,8 +217,7 @@ class _Reader:
     """Reads the result files of one batch.
 
     Attributes:
-        answered: custom_ids with an answer, if they are wanted.
-        failed: those with an error.
+        batch: as the server gave it last.
     """
 
     def __init__(
@@ -198,25 +230,35 @@ class _Reader:
         note: Callable[[str, bool], None] = lambda _name, _answered: None,
     ) -> None:
         self._upstream = Upstream(client.with_options(max_retries=0), "", None)
-        self._standing = standing(batch)
+        self.batch, self._standing = batch, standing(batch)
         window: object = getattr(batch, "completion_window", None)
         self._bought_at = str(client.base_url), window if isinstance(window, str) else UNKNOWN_WINDOW
         self._measure_anew()
         self._patience, self._on_retry, self._note = patience, on_retry, note
 
     async def read_into(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
-        """Write the lines of both files, and again while there are fewer than the ended batch has answers."""
-        stands = self._standing
+        """Write the lines of both files, and again while the ended batch has more answers; which it may name late."""
         starts = {file: file.tell() for file in (outputs, errors) if file is not None}
         for reread in range(REREADS + 1):
             for file, start in starts.items():
                 _cut(file, start)
             counts = await self._read_once(outputs, errors)
-            if not stands.ended or counts.lines >= (stands.completed or 0) or reread == REREADS:
+            if not counts.unread or reread == REREADS:
                 break
             delay = min(FILE_LAG * 2**reread, LAG_MOST)
-            await self._wait(f"the files hold {counts.lines} lines of {stands.completed}", delay)
+            await self._wait(f"the files lack {counts.unread} of the answers", delay)
+            await self._look_again()
         return counts
+
+    async def _look_again(self) -> None:
+        """Ask for the batch once more: the ids of its files may come late, too."""
+        try:
+            batch = await self._upstream.retrieve(self._standing.id)
+        except UpstreamError as error:
+            self._on_retry(CallRetried(self._standing.id, Step.POLL.value, error.failure.reason, 0.0))
+            return
+        if standing(batch).ended:
+            self.batch, self._standing = batch, standing(batch)
 
     async def _read_once(self, outputs: IO[bytes] | None, errors: IO[bytes] | None) -> Counts:
         tally = {True: 0, False: 0, None: 0}
@@ -376,6 +418,7 @@ async def remaining(
     to: str | os.PathLike[str] | IO[bytes] | None = None,
     *,
     overwrite: bool = False,
+    again: bool = False,
     patience: float = PATIENCE,
     on_retry: OnRetry = silent,
 ) -> Remaining:
@@ -386,11 +429,13 @@ async def remaining(
         batch_id: a batch that has ended.
         to: where the lines go: a file, or a stream that is open; None: they are only counted.
         overwrite: whether a file that is there is replaced.
+        again: whether requests count as left whose answers the server counts, and does not show.
         patience: seconds for which a download may fail on end, in ways that may pass.
         on_retry: is told of such failures.
 
     Raises:
         NotEndedError: the batch has not ended.
+        UnreadError: the result files still lack answers that the server counts, after some minutes of readings.
         FileExistsError: the file is there.
         InputError: that is no id; or the server's input file has a line that is no request.
         OSError: the file cannot be written.
@@ -412,16 +457,17 @@ async def remaining(
         names[name] = answered or names.get(name, False)
 
     reader = _Reader(client, batch, patience, on_retry, note=note)
-    await reader.read_into(None, None)
+    counts = await reader.read_into(None, None)
+    if counts.unread and not again:
+        raise UnreadError(stands.id, counts.unread)
     if to is None:
-        return await _remaining_of(reader, batch, names, None)
+        return await _remaining_of(reader, names, None)
     with written(to, overwrite=overwrite) as file:
-        return await _remaining_of(reader, batch, names, file)
+        return await _remaining_of(reader, names, file)
 
 
-async def _remaining_of(
-    reader: _Reader, batch: Batch, names: Mapping[str, bool], to: IO[bytes] | None
-) -> Remaining:
+async def _remaining_of(reader: _Reader, names: Mapping[str, bool], to: IO[bytes] | None) -> Remaining:
+    batch = reader.batch
     file_id = str(batch.input_file_id)
     number = failed = missing = answered = 0
     url: str | None = None
@@ -472,7 +518,8 @@ async def retry(
         batch_id: a batch that has ended.
         window: within what time the new batch is to be completed; None: as the old one.
         metadata: attached to the new batch, beside `retry_of`, the old one's id; None: that of the old one.
-        again: whether to send them though there is a batch already that was made so.
+        again: whether to send them though there is a batch already that was made so, or though the server counts answers
+            that it does not show.
         patience: seconds for which a call may fail on end, in ways that may pass.
         on_retry: is told of such failures.
         on_uploaded: called with the id of the uploaded file.
@@ -483,6 +530,7 @@ async def retry(
     Raises:
         RetriedError: there is a batch already that has them.
         NotEndedError: the batch has not ended.
+        UnreadError: the result files still lack answers that the server counts, after some minutes of readings.
         InputError: an option is none that servers take; or the server's input file has a line that is no request.
         UncertainError: nobody knows whether there is a batch.
         OSError: there is no room for a temporary file.
@@ -496,7 +544,7 @@ async def retry(
     wanted = window or getattr(batch, "completion_window", None)
     with tempfile.TemporaryDirectory(prefix="autobatcher-") as folder:
         path = Path(folder) / f"retry-of-{name}.jsonl"
-        left = await remaining(client, name, path, patience=patience, on_retry=on_retry)
+        left = await remaining(client, name, path, again=again, patience=patience, on_retry=on_retry)
         if not left.requests:
             return None
         return await submit(

@@ -26,7 +26,7 @@ from autobatcher.jobs.batches import (
     submit,
     watch,
 )
-from autobatcher.jobs.downloads import Remaining, remaining, results, retry
+from autobatcher.jobs.downloads import Remaining, UnreadError, remaining, results, retry
 from autobatcher.jobs.files import get_file, list_files
 from autobatcher.local import LocalBatchAPI, LocalConfig
 from tests.client.scripted import (
@@ -35,14 +35,17 @@ from tests.client.scripted import (
     Action,
     Fate,
     Pieces,
+    Script,
     Server,
     always,
     answers,
     breaks,
     changes,
+    each,
     in_turn,
     loses,
     page,
+    refused,
     running,
     unseen,
     until,
@@ -370,6 +373,74 @@ async def test_files_that_lag_behind_their_batch_are_read_again(path: Path, tmp_
         server.scripts["content"] = always(breaks(2, cleanly=True))
         short = await results(client, batch.id, tmp_path / "out.jsonl", overwrite=True)
         assert (short.answered, short.missing, short.all_answered) == (2, 3, False)
+
+
+def shows_inputs(path: Path) -> Script:
+    """Downloads of files that are no results give this one."""
+    shown = answers(200, text=path.read_text("utf-8"))
+    return lambda call: shown if call.name.startswith("file-") else usual
+
+
+def late(path: Path, fields: dict[str, Any], seconds: float) -> Server:
+    """A server on which an ended batch has other fields at first."""
+    counts = {"completed": 5, "failed": 0, "total": 5}
+
+    def change(batch: dict[str, Any], age: float) -> dict[str, Any]:
+        return {**batch, "request_counts": counts, **(fields if age < seconds else {})}
+
+    return Server(Fate(change=change), content=shows_inputs(path))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"output_file_id": None}, {"output_file_id": None, "request_counts": None}]
+)
+async def test_a_file_whose_id_comes_late_is_not_bought_again(
+    path: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    async with running(late(path, fields, 60)) as client:
+        batch = await submit(client, path)
+        assert await retry(client, batch.id) is None
+    async with running(late(path, fields, 60)) as client:
+        batch = await submit(client, path)
+        assert (await results(client, batch.id, tmp_path / "out.jsonl")).all_answered
+
+
+@pytest.mark.parametrize(
+    "fields", [{"output_file_id": None}, {"output_file_id": None, "request_counts": None}]
+)
+async def test_answers_that_stay_away_are_not_bought_again_unasked(
+    path: Path, fields: dict[str, Any]
+) -> None:
+    server = late(path, fields, DAY)
+    async with running(server) as client:
+        batch = await submit(client, path)
+        with pytest.raises(UnreadError, match=batch.id) as caught:
+            await retry(client, batch.id)
+        assert caught.value.unread in (1, 5)
+        with pytest.raises(UnreadError):
+            await remaining(client, batch.id)
+        assert server.sizes == [5]
+        assert await retry(client, batch.id, again=True) is not None
+        assert server.sizes == [5, 5]
+
+
+@pytest.mark.parametrize("counts", [(5, 2, 5), (3, 2, 5), (3, 2, None), (0, 0, 0)])
+async def test_failed_requests_among_the_completed_ones_are_not_waited_for(
+    path: Path, counts: tuple[int, int, int | None]
+) -> None:
+    given = dict(zip(("completed", "failed", "total"), counts, strict=True))
+    server = Server(
+        Fate(
+            write=each({"text 0": refused(400), "text 1": refused(500)}),
+            change=lambda batch, _: {**batch, "request_counts": given},
+        ),
+        content=shows_inputs(path),
+    )
+    async with running(server) as client:
+        batch = await submit(client, path)
+        left = await remaining(client, batch.id)
+    assert (left.failed, left.missing, left.answered) == (2, 0, 3)
+    assert server.count["retrieve"] == 1
 
 
 async def test_a_last_line_without_an_end_counts_if_it_is_whole(path: Path, tmp_path: Path) -> None:
