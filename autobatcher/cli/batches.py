@@ -52,7 +52,7 @@ def open_client(base_url: str | None, api_key: str | None) -> openai.AsyncOpenAI
     try:
         return openai.AsyncOpenAI(api_key=arguments["api_key"], base_url=arguments.get("base_url"))
     except Exception as error:  # noqa: BLE001 -- whatever is wrong with it
-        fail(f"the server's URL cannot be used: {error}", USAGE)
+        fail(f"the server's URL cannot be used ({type(error).__name__})", USAGE)
 
 
 def with_client(

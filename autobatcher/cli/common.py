@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import openai
@@ -59,13 +60,36 @@ def server_of(base_url: str | None) -> str | None:
 def connection(base_url: str | None, api_key: str | None) -> dict[str, str]:
     """The arguments `base_url` and `api_key` of a client; the process ends with `USAGE` if there is no key."""
     base_url = server_of(base_url) if not api_key else base_url or os.environ.get("OPENAI_BASE_URL") or None
-    if base_url is not None and not base_url.startswith(("http://", "https://")):
-        fail(f"the server's address must start with http:// or https://, not as in {base_url!r}", USAGE)
+    if base_url is not None:
+        _check_url(base_url)
     theirs = base_url is not None and base_url.rstrip("/") == DOUBLEWORD
     key = api_key or (theirs and os.environ.get("DOUBLEWORD_API_KEY")) or os.environ.get("OPENAI_API_KEY")
+    key = (key or "").strip()
     if not key:
         fail("no key: give --api-key, or set OPENAI_API_KEY (or DOUBLEWORD_API_KEY)", USAGE)
+    if not (key.isascii() and key.isprintable()):
+        fail("the key has characters in it that no key can have, such as a line break", USAGE)
     return {"api_key": key} if base_url is None else {"api_key": key, "base_url": base_url}
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        _ = parts.port  # which may be none
+    except ValueError:
+        usable = False
+    if not usable:
+        fail(
+            "the server's address must be like https://api.openai.com/v1: http or https, a host, no query",
+            USAGE,
+        )
+
+
+def shown(base_url: str) -> str:
+    """A server's address without what may be secret in it: a name and password before the host, and the query."""
+    parts = urlsplit(base_url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def say(text: str) -> None:
@@ -96,8 +120,10 @@ def told() -> Iterator[None]:
         fail(_text(error), USAGE)
     except openai.APIStatusError as error:
         fail(f"the server answered {error.status_code}: {error.message}", SERVER)
-    except openai.APIConnectionError as error:
-        fail(f"{error.request.url}: {error.message} ({error.__cause__ or 'no cause is known'})", SERVER)
+    except openai.APIConnectionError as error:  # whose cause may quote the key
+        cause = error.__cause__
+        why = "" if cause is None else f" ({type(cause).__name__})"
+        fail(f"{shown(str(error.request.url))}: {error.message}{why}", SERVER)
     except (openai.OpenAIError, AutobatcherError) as error:
         fail(str(error), SERVER)
     except OSError as error:

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from autobatcher.cli.common import AsJson, print_json, say, server_of, told
+from autobatcher.cli.common import AsJson, print_json, say, server_of, shown, told
 from autobatcher.cli.inputs import (
     Endpoint,
     Images,
@@ -26,7 +26,7 @@ from autobatcher.cli.inputs import (
     Tools,
     source_of,
 )
-from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of, shown
+from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of
 from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
 from autobatcher.jobs.estimating import estimate as estimated
 from autobatcher.jobs.template import CHAT

@@ -13,9 +13,11 @@ from autobatcher import BatchOpenAI
 from autobatcher.cli.batches import Metadata, parsed_metadata
 from autobatcher.cli.common import (
     SOME_FAILED,
+    USAGE,
     ApiKey,
     BaseUrl,
     connection,
+    fail,
     print_json,
     run_async,
     say,
@@ -118,6 +120,8 @@ def run(
     Example: autobatcher run texts.csv -o answers.csv --model gpt-4o-mini --prompt "Summarise: {text}"
     """
     prices = prices_of(price)
+    if str(results) == "-":
+        fail("results are a file, beside which there is a journal: not -", USAGE)
     with told():
         pairs = parsed_metadata(metadata or ())
         source = source_of(

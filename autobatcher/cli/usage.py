@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from autobatcher.cli.common import USAGE, fail
+from autobatcher.cli.common import USAGE, fail, shown
 from autobatcher.prices import Prices, parse_override
 from autobatcher.usage import Usage, UsageLine
 
@@ -39,12 +38,6 @@ def money(dollars: float | None) -> str:
     if 0 < dollars < 0.00005:  # noqa: PLR2004 -- half of the smallest sum that is shown
         return "<$0.0001"
     return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.4f}"
-
-
-def shown(base_url: str) -> str:
-    """A server's address without what may be secret in it: a name and password before the host, and the query."""
-    parts = urlsplit(base_url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def bought(window: str | None) -> str:

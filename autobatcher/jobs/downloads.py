@@ -38,6 +38,9 @@ LAG_MOST = 60.0
 UNKNOWN_WINDOW = "24h"
 """What a batch is taken to have that does not say: all servers have it."""
 
+LISTS_NOTHING = frozenset({404, 405, 501})
+"""The statuses of servers that have no list of batches."""
+
 CUT_SHORT = 3
 """How often a file is read again whose last line has no end."""
 
@@ -579,6 +582,7 @@ async def retry_of(client: openai.AsyncOpenAI, batch: Batch) -> str | None:
                 made_of = _texts(getattr(other, "metadata", None)).get(RETRY_OF)
                 if made_of == name and getattr(other, "status", None) != "failed":
                     return str(other_id)
-    except (openai.APIStatusError, AutobatcherError):  # it lists no batches
-        return None
+    except openai.APIStatusError as error:
+        if error.status_code not in LISTS_NOTHING:
+            raise
     return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,14 +126,37 @@ class Results:
             with to.open("wb") as file:
                 file.writelines(self.lines())
             return
-        rows = ({**row, **told(line)} for row, line in zip(source.rows(), self.lines(), strict=True))
-        write_table(to, ending, [*source.columns, ANSWER, ERROR], rows)
+        added = added_columns(source.columns)
+        rows = (
+            {**row, **dict(zip(added, told(line), strict=True))}
+            for row, line in zip(source.rows(), self.lines(), strict=True)
+        )
+        write_table(to, ending, [*source.columns, *added], rows, like=source.path)
 
 
-def write_table(to: Path, ending: str, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows as CSV, Parquet or JSONL, as the ending says; anything else is JSONL."""
+def added_columns(columns: Iterable[str]) -> tuple[str, str]:
+    """`answer` and `error`, with a number where the input has such columns."""
+    taken = set(columns)
+    numbers = ("" if number == 1 else f"_{number}" for number in itertools.count(1))
+    ending = next(ending for ending in numbers if not taken & {ANSWER + ending, ERROR + ending})
+    return ANSWER + ending, ERROR + ending
+
+
+def write_table(
+    to: Path,
+    ending: str,
+    columns: Iterable[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    like: Path | None = None,
+) -> None:
+    """Rows as CSV, Parquet or JSONL, as the ending says; anything else is JSONL.
+
+    Columns of Parquet have the types that they have in the file `like`, if that is Parquet, too; all others are texts.
+    What is no text of Unicode has a question mark in its place.
+    """
     names = list(dict.fromkeys(columns))
-    with _WRITERS.get(ending.lower(), _jsonl)(to, names) as write:
+    with _WRITERS.get(ending.lower(), _jsonl)(to, names, like) as write:
         for row in rows:
             write(row)
 
@@ -141,8 +165,8 @@ Write = Callable[[Mapping[str, Any]], object]
 
 
 @contextmanager
-def _csv(to: Path, names: list[str]) -> Iterator[Write]:
-    with to.open("w", encoding="utf-8", newline="") as file:
+def _csv(to: Path, names: list[str], _like: Path | None) -> Iterator[Write]:
+    with to.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
 
@@ -159,41 +183,46 @@ def _cell(value: Any) -> str:
 
 
 @contextmanager
-def _jsonl(to: Path, _names: list[str]) -> Iterator[Write]:
+def _jsonl(to: Path, _names: list[str], _like: Path | None) -> Iterator[Write]:
     with to.open("wb") as file:
 
         def write(row: Mapping[str, Any]) -> None:
-            file.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            try:
+                line = orjson.dumps(row, default=str)
+            except TypeError:  # a large integer, or half of a surrogate pair
+                line = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace")
+            file.write(line + b"\n")
 
         yield write
 
 
 @contextmanager
-def _parquet(to: Path, names: list[str]) -> Iterator[Write]:
+def _parquet(to: Path, names: list[str], like: Path | None) -> Iterator[Write]:
     pa, parquet = parquet_library()
-    schema: Any = None
+    try:
+        types = {} if like is None else {field.name: field.type for field in parquet.read_schema(like)}
+    except (OSError, pa.ArrowException):  # it is something else
+        types = {}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
     waiting: list[Mapping[str, Any]] = []
-    with ExitStack() as stack:
-        writer: Any = None
+    with parquet.ParquetWriter(to, schema) as writer:
 
         def write_waiting() -> None:
-            nonlocal schema, writer
-            if schema is None:
-                table = pa.Table.from_pylist(waiting or [dict.fromkeys(names)])
-                kinds = (pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types)
-                schema = pa.schema(list(zip(table.schema.names, kinds, strict=True)))
-                writer = stack.enter_context(parquet.ParquetWriter(to, schema))
             writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
             waiting.clear()
 
         def write(row: Mapping[str, Any]) -> None:
-            waiting.append({name: row.get(name) for name in names})
+            waiting.append({name: row.get(name) if name in types else _text(row.get(name)) for name in names})
             if len(waiting) >= PARQUET_ROWS:
                 write_waiting()
 
         yield write
-        if waiting or schema is None:
+        if waiting:
             write_waiting()
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else _cell(value).encode("utf-8", "replace").decode()
 
 
 def parquet_library() -> tuple[Any, Any]:
@@ -210,24 +239,36 @@ def parquet_library() -> tuple[Any, Any]:
     return pa, parquet
 
 
-_WRITERS: dict[str, Callable[[Path, list[str]], AbstractContextManager[Write]]] = {
+_WRITERS: dict[str, Callable[[Path, list[str], Path | None], AbstractContextManager[Write]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
 
 
-def told(line: bytes) -> dict[str, str | None]:
-    """The columns `answer` and `error` of a line of an output file."""
+def told(line: bytes) -> tuple[str | None, str | None]:
+    """The answer and the error that a line of an output file holds."""
     given = json.loads(line)
     failed = given.get("error")
     if failed:
-        return {ANSWER: None, ERROR: _joined(failed.get("code"), failed.get("message"))}
+        return None, _joined(failed.get("code"), failed.get("message"))
     response = given.get("response") or {}
     status, body = response.get("status_code", 0), response.get("body")
     if not is_success(status):
-        return {ANSWER: None, ERROR: _joined(status, _message(body))}
-    answer, refusal = answer_of(body)
-    return {ANSWER: answer, ERROR: None if refusal is None else f"refused: {refusal}"}
+        return None, _joined(status, _message(body))
+    try:
+        answer, refusal = answer_of(body)
+    except (AttributeError, TypeError, ValueError):  # of a form that is nobody's
+        answer, refusal = json.dumps(body, ensure_ascii=False), None
+    if refusal is not None:
+        return None, f"refused: {refusal}"
+    return answer, None if answer is not None else _why_nothing(body)
+
+
+def _why_nothing(body: Any) -> str:
+    reasons = [
+        choice.get("finish_reason") for choice in body.get("choices") or () if isinstance(choice, dict)
+    ]
+    return f"no text (finish_reason {reasons[0]})" if reasons and reasons[0] else "no text"
 
 
 def _joined(code: object, message: object) -> str:

@@ -132,16 +132,29 @@ async def _run(
     in_flight: int,
     on_progress: Callable[[Progress], object],
 ) -> Finished:
+    read_again = source.columns is not None and not full
+    before = _state(source) if read_again else None
     with Results(_beside(path, ".partial")) as partial:
         job = _Job(client, source, partial, in_flight, on_progress)
         await job.work()
         if job.unreached is not None and not job.answered:
             raise job.unreached
+        if read_again and _state(source) != before:
+            raise InputError(
+                f"{source.path} was changed meanwhile, so that answers cannot be put beside its rows; they are in the"
+                " journal, and the same command makes results of the input as it is now"
+            )
         ordered = _beside(path, ".ordered")
         await anyio.to_thread.run_sync(lambda: partial.write_ordered(ordered, source, path.suffix, full=full))
         ordered.replace(path)
     partial.path.unlink()
     return Finished(path, job.requests, job.answered, job.failed, job.meter.counts)
+
+
+def _state(source: Source) -> tuple[float, ...]:
+    """What changes when the input does."""
+    found = source.path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino, source.size
 
 
 def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:

@@ -274,7 +274,7 @@ def test_what_is_no_id_is_usage(server: Serving, name: str) -> None:
 def test_a_url_that_is_none_is_usage() -> None:
     ran = autobatcher("http://127.0.0.1:port/v1", "list")
     assert ran.code == 2
-    assert "URL" in ran.err
+    assert "address" in ran.err
 
 
 def test_one_id_that_is_unknown_does_not_keep_the_others_from_being_cancelled(

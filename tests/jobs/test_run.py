@@ -16,6 +16,7 @@ import pytest
 from autobatcher import BatchOpenAI
 from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
 from autobatcher.jobs.items import InputError, Item
+from autobatcher.jobs.outputs import told, write_table
 from autobatcher.jobs.running import Progress, run
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
 from autobatcher.usage import Tokens
@@ -30,6 +31,7 @@ class Listed:
         self, path: Path, items: Sequence[Item], rows: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
         self.path = path
+        path.touch()
         self._items, self._rows = items, rows or ()
         self.columns = None if rows is None else list(rows[0])
         self.size = sum(len(item.body) for item in items)
@@ -76,10 +78,10 @@ async def test_lines_come_back_in_the_order_of_the_input_and_nothing_else_is_lef
     server: Serving, tmp_path: Path
 ) -> None:
     source = Listed(tmp_path / "in.jsonl", [ask(number) for number in range(250)])
-    told: list[Progress] = []
+    progress: list[Progress] = []
     async with client_for(server) as client:
         before = await batches(client)
-        done = await run(client, source, tmp_path / "out.jsonl", batch_size=100, on_progress=told.append)
+        done = await run(client, source, tmp_path / "out.jsonl", batch_size=100, on_progress=progress.append)
         assert await batches(client) == before + 3
     assert (done.requests, done.answered, done.failed) == (250, 250, 0)
     lines = read(tmp_path / "out.jsonl")
@@ -87,10 +89,11 @@ async def test_lines_come_back_in_the_order_of_the_input_and_nothing_else_is_lef
     for number, line in enumerate(lines):
         assert f"question {number}" in line["response"]["body"]["choices"][0]["message"]["content"]
     assert {name for name in names(tmp_path) if not name.endswith(".lock")} == {
+        "in.jsonl",
         "out.jsonl",
         "out.jsonl.journal",
     }
-    assert told[-1] == Progress(source.size, source.size, 250, complete=True, answered=250, failed=0)
+    assert progress[-1] == Progress(source.size, source.size, 250, complete=True, answered=250, failed=0)
     (tokens,) = done.used.values()
     used = [line["response"]["body"]["usage"] for line in lines]
     assert tokens == Tokens(
@@ -157,6 +160,54 @@ async def test_a_table_gets_two_columns(server: Serving, tmp_path: Path, ending:
     assert not table[0]["error"]
     assert not table[1]["answer"]
     assert "model" in table[1]["error"]
+
+
+async def test_columns_of_the_same_names_stay(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(0)], [{"answer": "gold", "error": "e", "answer_2": "x"}])
+    async with client_for(server) as client:
+        await run(client, source, tmp_path / "out.csv")
+    (row,) = tabled(tmp_path / "out.csv")
+    assert list(row) == ["answer", "error", "answer_2", "answer_3", "error_3"]
+    assert (row["answer"], row["error"], row["answer_2"]) == ("gold", "e", "x")
+    assert "question 0" in row["answer_3"]
+
+
+async def test_input_that_changes_meanwhile_is_no_table_of_results(server: Serving, tmp_path: Path) -> None:
+    source = Listed(tmp_path / "in", [ask(0)], [{"a": 1}])
+    async with client_for(
+        server, on_event=lambda _: source.path.write_bytes(source.path.read_bytes() + b"x")
+    ) as client:
+        with pytest.raises(InputError, match="was changed meanwhile"):
+            await run(client, source, tmp_path / "out.csv")
+        await run(client.with_options(on_event=None), source, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_tables_take_whatever_rows_have(tmp_path: Path, ending: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"v": 1},
+        {"v": 0.5},
+        {"v": "x"},
+        {"v": 2**70},
+        {"v": None},
+        {"v": "\ud83d"},
+    ]
+    path = tmp_path / f"out.{ending}"
+    write_table(path, path.suffix, ["v"], rows)
+    found = [row["v"] for row in tabled(path)]
+    if ending == "jsonl":
+        assert found == [1, 0.5, "x", 2**70, None, "?"]
+    else:
+        assert found == ["1", "0.5", "x", str(2**70), None if ending == "parquet" else "", "?"]
+
+
+def test_answers_of_odd_forms_are_told_as_they_are() -> None:
+    def line(body: Any) -> bytes:
+        return orjson.dumps({"response": {"status_code": 200, "body": body}, "error": None})
+
+    assert told(line({"choices": [{"message": "x"}]})) == ('{"choices": [{"message": "x"}]}', None)
+    cut = {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
+    assert told(line(cut)) == (None, "no text (finish_reason length)")
 
 
 def tabled(path: Path) -> list[dict[str, Any]]:

@@ -191,6 +191,7 @@ def test_errors_of_the_user_and_of_the_server(tmp_path: Path) -> None:
     nobody = run("http://127.0.0.1:9/v1", path, *ask)
     assert nobody.returncode == 3
     assert "http://127.0.0.1:9/v1/batches" in nobody.stderr
+    assert "k-secret" not in run("http://u:k-secret@127.0.0.1:9/v1", path, *ask).stderr
     for wrong in (
         (path, "-o", out),
         (path, "-o", out, "--model", "m", "--prompt", "{nothing}"),
@@ -198,6 +199,11 @@ def test_errors_of_the_user_and_of_the_server(tmp_path: Path) -> None:
         (path, "-o", path, "--model", "m", "--prompt", "{text}", "--overwrite"),
         (path, *ask, "--metadata", "novalue"),
         (path, *ask, "--base-url", "127.0.0.1:9/v1"),
+        (path, *ask, "--base-url", "http://"),
+        (path, *ask, "--base-url", "http://127.0.0.1:99999/v1"),
+        (path, *ask, "--base-url", "http://127.0.0.1:9/v1?key=k-secret"),
+        (path, *ask, "--api-key", "k-secret\nx"),
+        (path, "-o", "-", "--model", "m", "--prompt", "{text}"),
     ):
         done = run("http://127.0.0.1:9/v1", *wrong)
         assert done.returncode == 2, (wrong, done.stderr)
@@ -279,7 +285,7 @@ def test_a_terminal_shows_the_batches(tmp_path: Path) -> None:
         with Terminal(started, 80, 24) as terminal:
             terminal.until(lambda: len(set(re.findall(r"batch_[0-9a-f]{32}", terminal.text))) == 3)
             terminal.until(lambda: 0 < terminal.done < 120)
-            assert "of 120 done" in terminal.text
+            terminal.until(lambda: "of 120 done" in terminal.text)
             assert terminal.until_over() == 0
             assert "120 requests: 120 answered, 0 failed" in terminal.text
             assert not terminal.screen.cursor.hidden
