@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import openai
 
@@ -61,6 +61,10 @@ if TYPE_CHECKING:
             max_active_batches: int | None = None,
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
+            deadline_seconds: float | None = None,
+            on_deadline: Literal["raise", "realtime"] = "raise",
+            on_expired: Literal["resubmit", "realtime", "raise"] = "resubmit",
+            max_realtime_calls: int = 100,
             journal: str | os.PathLike[str] | Journal | None = None,
             on_event: Callable[[Event], object] | None = None,
             progress: bool = False,
@@ -97,6 +101,10 @@ if TYPE_CHECKING:
             max_active_batches: int | NotGiven | None = ...,
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
+            deadline_seconds: float | NotGiven | None = ...,
+            on_deadline: Literal["raise", "realtime"] | NotGiven = ...,
+            on_expired: Literal["resubmit", "realtime", "raise"] | NotGiven = ...,
+            max_realtime_calls: int | NotGiven = ...,
             journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
             on_event: Callable[[Event], object] | NotGiven | None = ...,
             progress: bool | NotGiven = ...,
@@ -139,6 +147,10 @@ if TYPE_CHECKING:
             max_active_batches: int | None = None,
             max_enqueued_tokens: int | None = None,
             cancel_active_batches_on_close: bool = False,
+            deadline_seconds: float | None = None,
+            on_deadline: Literal["raise", "realtime"] = "raise",
+            on_expired: Literal["resubmit", "realtime", "raise"] = "resubmit",
+            max_realtime_calls: int = 100,
             journal: str | os.PathLike[str] | Journal | None = None,
             on_event: Callable[[Event], object] | None = None,
             progress: bool = False,
@@ -178,6 +190,10 @@ if TYPE_CHECKING:
             max_active_batches: int | NotGiven | None = ...,
             max_enqueued_tokens: int | NotGiven | None = ...,
             cancel_active_batches_on_close: bool | NotGiven = ...,
+            deadline_seconds: float | NotGiven | None = ...,
+            on_deadline: Literal["raise", "realtime"] | NotGiven = ...,
+            on_expired: Literal["resubmit", "realtime", "raise"] | NotGiven = ...,
+            max_realtime_calls: int | NotGiven = ...,
             journal: str | os.PathLike[str] | Journal | NotGiven | None = ...,
             on_event: Callable[[Event], object] | NotGiven | None = ...,
             progress: bool | NotGiven = ...,

@@ -17,9 +17,9 @@ import pydantic
 
 from autobatcher import sse
 from autobatcher.core.jsonl import body_of
-from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Unanswered
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Overdue, Unanswered
 from autobatcher.core.retry import is_success
-from autobatcher.errors import BatchFailedError, ClientClosedError, RequestFailedError
+from autobatcher.errors import BatchFailedError, ClientClosedError, DeadlineError, RequestFailedError
 from autobatcher.runtime.spool import Line, whole
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class PlainCall(NamedTuple):
 
     Attributes:
         path: below the base URL, such as "chat/completions".
-        cast_to: the SDK's type of the answer.
+        cast_to: the SDK's type of the answer; None: the result is the `Answer` itself, whatever its status.
         headers: of the HTTP request, which error messages show.
         post_parser: makes the result from the answer; None if it is the answer.
     """
@@ -67,7 +67,7 @@ class Call(NamedTuple):
 
 
 async def to_result(
-    client: openai.AsyncOpenAI, call: Call, line: Line, outcome: Outcome, started: float
+    client: openai.AsyncOpenAI, call: Call, line: Line, outcome: Outcome, started: float | None
 ) -> Any:
     """The object of the realtime call, or the exception; `line` is the request's in its batch file.
 
@@ -85,13 +85,15 @@ async def to_result(
     bare = call.request
     if not isinstance(outcome, Answer):
         _raise(client, outcome, bare)
+    if call.cast_to is None:
+        return outcome
     body = body_of(whole(line))
     headers = bare.headers.copy()
     headers["content-length"] = str(len(body))
     request = type(bare)(bare.method, bare.url, headers=headers, content=body, extensions=bare.extensions)
     call = call._replace(request=request)
     response = _response(client, call, outcome)
-    response.elapsed = dt.timedelta(seconds=anyio.current_time() - started)
+    response.elapsed = dt.timedelta(seconds=anyio.current_time() - (started or 0.0))
     if not response.is_success:
         raise client._make_status_error_from_response(response)  # noqa: SLF001 -- the SDK's choice of the class
     return await client._process_response(  # noqa: SLF001 -- what `request` ends in
@@ -103,6 +105,14 @@ async def to_result(
     )
 
 
+def answer_of(response: httpx.Response) -> Answer:
+    """An HTTP response, read to its end, as an answer of a batch would be."""
+    body = response.content
+    if not response.headers.get("content-type", _JSON).startswith(_JSON):
+        body = json.dumps(response.text).encode()
+    return Answer(response.status_code, response.headers.get("x-request-id"), body)
+
+
 def plain_result(call: PlainCall, outcome: Outcome) -> Any:
     """The object of an answer that is exactly what the SDK's type describes; None for all that needs the SDK.
 
@@ -112,7 +122,11 @@ def plain_result(call: PlainCall, outcome: Outcome) -> Any:
         openai.OpenAIError: of the SDK's parser, such as that the answer was cut short.
         ValueError: of that parser, since the text does not fit into the caller's type.
     """
-    if not isinstance(outcome, Answer) or outcome.status != 200:  # noqa: PLR2004 -- HTTP's OK
+    if not isinstance(outcome, Answer):
+        return None
+    if call.cast_to is None:
+        return outcome
+    if outcome.status != 200:  # noqa: PLR2004 -- HTTP's OK
         return None
     try:
         result = call.cast_to.model_validate_json(outcome.body, strict=True)
@@ -210,9 +224,13 @@ class _Unread:
 
 
 def _raise(
-    client: openai.AsyncOpenAI, outcome: LineFailed | Unanswered | CallFailed | Closed, request: httpx.Request
+    client: openai.AsyncOpenAI,
+    outcome: LineFailed | Unanswered | CallFailed | Closed | Overdue,
+    request: httpx.Request,
 ) -> NoReturn:
     match outcome:
+        case Overdue(batch_id, age):
+            raise DeadlineError(request, batch_id=batch_id, age=age)
         case LineFailed(code, message, batch_id):
             body = {"code": code, "message": message}
             raise RequestFailedError(message, request, body=body, batch_id=batch_id)

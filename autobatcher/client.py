@@ -11,27 +11,34 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import anyio
 import openai
 from openai._compat import cached_property, model_copy
+from openai._constants import RAW_RESPONSE_HEADER
 from openai._models import FinalRequestOptions
 
+from autobatcher._http import httpx
 from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
-from autobatcher.answers import Call, PlainCall, plain_result, to_result
+from autobatcher.answers import Call, PlainCall, answer_of, plain_result, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
-from autobatcher.core.outcomes import Closed, Outcome
+from autobatcher.core.engine import EXPIRED
+from autobatcher.core.jsonl import body_of
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Overdue, Unanswered
+from autobatcher.core.retry import is_success
 from autobatcher.core.window import OversizedError, Request
 from autobatcher.errors import RequestTooLargeError
+from autobatcher.events import RealtimeCalled
 from autobatcher.hooks import function_of, is_hooked
 from autobatcher.options import BatchOptions
 from autobatcher.promise import Promise, plain_body, unwinds
+from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.pool import HttpPool
+from autobatcher.runtime.spool import whole
 from autobatcher.usage import Usage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from autobatcher._http import httpx
 
 
 class Batching(openai.AsyncOpenAI):
@@ -46,6 +53,7 @@ class Batching(openai.AsyncOpenAI):
         _parent: Batching | None = None,
         _batched: bool = True,
         _apart: bool = False,
+        _scope: str = "",
         **kwargs: Any,
     ) -> None:
         given = {name: kwargs.pop(name) for name in BATCH_OPTIONS & kwargs.keys()}
@@ -58,6 +66,8 @@ class Batching(openai.AsyncOpenAI):
         if _parent is not None:
             self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
         self._options = options
+        self._shared_options = options.shared
+        self._scope = _scope
         self._batched = _batched
         self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
         if _parent is not None and not self._owns_pool:
@@ -144,7 +154,7 @@ class Batching(openai.AsyncOpenAI):
         this client.
         """
         own: dict[str, Any] = {name: getattr(self._options, name) for name in BATCH_OPTIONS}
-        own.update(_parent=self, _batched=self._batched)
+        own.update(_parent=self, _batched=self._batched, _scope=self._scope)
         own.update(kwargs.pop("_extra_kwargs", None) or {})
         for name in BATCH_OPTIONS & kwargs.keys():
             given = kwargs.pop(name)
@@ -187,6 +197,7 @@ class Batching(openai.AsyncOpenAI):
             openai.APIError: the batch, or a call for it, failed.
             RequestTooLargeError: the request fits into no batch file.
             ClientClosedError: the client was closed before the answer came.
+            DeadlineError: there was no answer by the deadline.
             TypeError: the body cannot be encoded, or is none that a batch can carry.
         """
         path = batched_path(options.method, self._path(options))
@@ -211,6 +222,8 @@ class Batching(openai.AsyncOpenAI):
             request.content,
             weight=weight(path, fields),
             retries=options.get_max_retries(self.max_retries),
+            resubmits=self._options.on_expired == "resubmit",
+            patience=self._options.deadline_seconds,
         )
         options.json_data = None
         asked = {name: fields.get(name) for name in ("stream", "stream_options")}
@@ -232,25 +245,63 @@ class Batching(openai.AsyncOpenAI):
             body,
             weight=1,
             retries=self.max_retries,
+            resubmits=self._options.on_expired == "resubmit",
+            patience=self._options.deadline_seconds,
             fields=fields,
         )
         return self._answer(collector, entry, call)
 
+    async def _exchange(
+        self,
+        path: str,
+        body: bytes,
+        fields: Mapping[str, Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        idempotency: str | None = None,
+    ) -> Answer:
+        """The answer to one request of a batch as the server gave it, whatever its status.
+
+        Args:
+            path: below the base URL, such as "chat/completions".
+            body: JSON text in UTF-8, which says nothing of streaming.
+            fields: what it was decoded to.
+            headers: those of a realtime call, if it comes to one.
+            idempotency: with a journal, a later call with this one and an equal body gets the same answer again.
+
+        Raises:
+            openai.OpenAIError: as from `request`, but for what the answer says.
+        """
+        collector = self._collector
+        entry = collector.entry(
+            path,
+            model_name(fields),
+            body,
+            weight=weight(path, fields),
+            retries=self.max_retries,
+            resubmits=self._options.on_expired == "resubmit",
+            patience=self._options.deadline_seconds,
+            fields=fields,
+            idempotency=idempotency,
+        )
+        answer: Answer = await self._answer(collector, entry, PlainCall(path, None, headers or {}))
+        return answer
+
     async def _answer(self, collector: Collector, entry: Request, call: Call | PlainCall) -> Any:
         # Each waiting call is this coroutine, its request and its reply; what else it needs comes with the answer.
-        started = 0.0
         outcome: Outcome = _CLOSED
         while isinstance(outcome, Closed):
             driver = self._collectors.driver(collector)
             if driver is None:
                 break
-            started = started or driver.now()
             try:
                 entry = driver.submit(entry)
             except OversizedError as error:
                 raise RequestTooLargeError(str(error)) from None
             try:
                 outcome = await entry.reply.wait()
+                if not isinstance(outcome, Answer):
+                    outcome = await self._instead(driver, entry, call, outcome)
             except BaseException:
                 driver.leave(entry)
                 raise
@@ -262,7 +313,90 @@ class Batching(openai.AsyncOpenAI):
             if result is not None:
                 return result
             call = self._call(call)
-        return await to_result(self, call, entry.line, outcome, started)
+        return await to_result(self, call, entry.line, outcome, entry.accepted_at)
+
+    async def _instead(
+        self,
+        driver: Driver,
+        entry: Request,
+        call: Call | PlainCall,
+        outcome: Outcome,
+    ) -> Outcome:
+        """What a caller gets whose request has no answer by now: by the options, it is asked for in real time."""
+        match outcome:
+            case Overdue(batch_id):
+                if self._options.on_deadline == "realtime":
+                    return await self._in_real_time(driver, entry, call, "deadline", batch_id)
+                driver.leave(entry)
+            case LineFailed(code, _, batch_id) if code == EXPIRED and self._options.on_expired == "realtime":
+                return await self._in_real_time(driver, entry, call, "expired", batch_id)
+            case Unanswered(batch_id, "expired") if self._options.on_expired == "realtime":
+                return await self._in_real_time(driver, entry, call, "expired", batch_id)
+        return outcome
+
+    async def _in_real_time(
+        self,
+        driver: Driver,
+        entry: Request,
+        call: Call | PlainCall,
+        reason: str,
+        batch_id: str | None,
+    ) -> Outcome:
+        """Make the realtime call; the first answer counts, be it that call's or yet that of the batch."""
+        started = driver.now()
+        bought = False
+        outcome: Outcome | None = None
+        known = anyio.Event()
+
+        async def ask() -> None:
+            nonlocal outcome, bought
+            try:
+                async with driver.realtime:
+                    answer = await self._called(call, entry)
+                if outcome is None:
+                    outcome = driver.answer(entry, answer)
+                    bought = True
+            except Exception as error:  # noqa: BLE001 -- the caller's, who gets it as it is
+                outcome = outcome or CallFailed(error)
+            known.set()
+
+        async def follow() -> None:
+            nonlocal outcome
+            found = await entry.reply.wait()
+            if isinstance(found, Closed) or (isinstance(found, Answer) and is_success(found.status)):
+                outcome = outcome or found
+                known.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            if reason == "deadline":
+                tasks.start_soon(follow)
+            await known.wait()
+            tasks.cancel_scope.cancel()
+        if outcome is None:
+            raise AssertionError("a realtime call ends with an outcome")
+        if not isinstance(outcome, Answer):
+            driver.leave(entry)
+        duration = driver.now() - started
+        driver.publish(RealtimeCalled(batch_id, entry.endpoint, entry.model, reason, bought, duration))
+        return outcome
+
+    async def _called(self, call: Call | PlainCall, entry: Request) -> Answer:
+        """Send a request of a batch as the SDK would have sent it at once.
+
+        Raises:
+            openai.OpenAIError: as the SDK, after its retries.
+        """
+        if not isinstance(call, Call):
+            call = self._call(call)
+        options = model_copy(call.options)
+        options.headers = {  # but for what a line has in place of a key, and a result that the caller is to get
+            name: value
+            for name, value in (options.headers or {}).items()
+            if not (isinstance(value, openai.Omit) or name.lower() == RAW_RESPONSE_HEADER.lower())
+        }
+        options.json_data = json.loads(body_of(whole(entry.line)))
+        return answer_of(await super().request(httpx.Response, options))
 
     def _call(self, plain: PlainCall) -> Call:
         """What the SDK would have made of a call that did not need it."""
@@ -308,7 +442,7 @@ class Batching(openai.AsyncOpenAI):
     @property
     def _collector(self) -> Collector:
         """The collector for calls as this client would send them now."""
-        return self._collectors.one(self._identity(), self._options, self._pool, self._sender)
+        return self._collectors.one(self._identity(), self._shared_options, self._pool, self._sender)
 
     def _sender(self, **changes: Any) -> Self:
         """This client as it is now, to make the calls for its batches: without what has been put on it since.
@@ -333,7 +467,8 @@ class Batching(openai.AsyncOpenAI):
             getattr(self, "_provider", None),
             {**self._custom_headers},
             {**self._custom_query},
-            self._options,
+            self._shared_options,
+            self._scope,
             self._pool,
         )
 
@@ -400,6 +535,16 @@ class BatchOpenAI(OpenAISignatures, Batching):
         max_enqueued_tokens: prompt tokens of one model at the server at a time, estimated from bytes and corrected
             by the answers' usage; default None, any number.
         cancel_active_batches_on_close: whether `close` cancels the batches at the server; default False.
+        deadline_seconds: for how long a call waits at most, from when its request was accepted; default None, for as
+            long as it takes. Copies made by `with_options` may have another one, and share batches all the same; so
+            with the next two.
+        on_deadline: "raise" (the default): the call raises a `DeadlineError`, and its request is withdrawn; an answer
+            that comes later still goes into the journal. "realtime": the request goes out as a realtime call, and the
+            first answer counts; a batch that nobody waits for any more is cancelled. Then a call may wait longer by
+            what the realtime call takes, with its retries and the wait for its turn.
+        on_expired: what becomes of the requests that an expired batch leaves: "resubmit" (the default) puts them into
+            another batch, "realtime" asks in real time, "raise" gives their callers the error.
+        max_realtime_calls: how many such realtime calls are under way at a time; default 100.
         journal: a file that keeps requests, batches and answers, so that the same program, run again, goes on where
             it was; or a `Journal` of one's own. Default: what the environment variable AUTOBATCHER_JOURNAL names,
             or none.

@@ -193,9 +193,11 @@ class Collector:
         self._spool = spool
         self._record = record
         self._show = show
-        self._base_url = str(self._upstream.client.base_url)
-        self._keys = Keys(self._base_url)
-        self._count = meter.counter(self._base_url, options.completion_window)
+        base_url = str(self._upstream.client.base_url)
+        self._origin = f"{base_url}#{client._scope}" if client._scope else base_url  # noqa: SLF001 -- as above
+        self._keys = Keys(self._origin)
+        self._count = meter.counter(base_url, options.completion_window)
+        self._count_realtime = meter.counter(base_url, None)
         self._ids = (f"{prefix}-{n}" for prefix in (secrets.token_hex(6),) for n in itertools.count())
         self._drivers: dict[Any, Driver] = {}
         self.retired = False
@@ -209,7 +211,10 @@ class Collector:
         *,
         weight: int,
         retries: int,
+        resubmits: bool = True,
+        patience: float | None = None,
         fields: Mapping[str, Any] | None = None,
+        idempotency: str | None = None,
         on_disk: bool = False,
     ) -> Request:
         """A request that is ready to be submitted.
@@ -220,7 +225,10 @@ class Collector:
             body: the request's JSON text, UTF-8.
             weight: what it counts towards the lines of a file.
             retries: how often it may go into another batch after an answer that may pass.
+            resubmits: whether it goes into another batch when its batch expires.
+            patience: for how many seconds its caller waits at most; None: for as long as it takes.
             fields: what the body was encoded from, if that is at hand.
+            idempotency: tells it from equal requests in the journal, where it is the same as any other with this one.
             on_disk: whether it waits there, however small it is.
 
         Raises:
@@ -237,7 +245,10 @@ class Collector:
             len(line),
             weight=weight,
             retries_left=retries,
-            key=b"" if self._record is None else self._keys.of(endpoint, body, fields),
+            resubmits=resubmits,
+            patience=patience,
+            key=b"" if self._record is None else self._keys.of(endpoint, body, fields, idempotency),
+            n=-1 if idempotency is None else 0,
         )
 
     def _engine(self) -> Engine:
@@ -258,7 +269,7 @@ class Collector:
     def _notes(self, loop: Any) -> Notes:
         if self._record is None:
             return Notes()
-        return RecordedNotes(self._record, self._base_url, loop, self._spool.keep)
+        return RecordedNotes(self._record, self._origin, loop, self._spool.keep)
 
     def _publish(self, event: Event) -> None:
         log_event(event)
@@ -308,6 +319,8 @@ class Collector:
                 self._upstream,
                 publish=self._publish,
                 count=self._count,
+                count_realtime=self._count_realtime,
+                max_realtime_calls=self._options.max_realtime_calls,
                 release=functools.partial(self._release, loop),
                 notes=self._notes(loop),
             )

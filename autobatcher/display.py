@@ -33,7 +33,7 @@ from autobatcher.display_state import (
     rate_text,
     seconds_text,
 )
-from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
+from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event, RealtimeCalled
 
 if TYPE_CHECKING:
     from autobatcher.jobs.running import Progress
@@ -398,6 +398,8 @@ class _Lines:
             case BatchSettled():
                 self._told.pop(event.batch_id or "", None)
                 self._write(settled_batch_text(event, before))
+            case RealtimeCalled():
+                pass  # of which there may be thousands
             case _:
                 self._write(problem_text(event))
         if not state.active and event is None:
@@ -454,9 +456,10 @@ def overall_text(overall: Overall) -> str:
 def settled_text(settled: Settled) -> str:
     """What has come about, as a line."""
     name = "batch" if settled.batches == 1 else "batches"
+    realtime = f", {settled.realtime:,} answered in real time" if settled.realtime else ""
     return (
         f"{settled.batches:,} {name} settled: {settled.answered:,} answered, {settled.failed:,} failed,"
-        f" {settled.resent:,} sent again"
+        f" {settled.resent:,} sent again{realtime}"
     )
 
 

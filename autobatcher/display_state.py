@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autobatcher.events import (
@@ -15,6 +15,8 @@ from autobatcher.events import (
     CallRetried,
     Event,
     LinesIgnored,
+    RealtimeCalled,
+    RequestsOverdue,
     RequestsResent,
 )
 
@@ -84,12 +86,16 @@ class Overall:
 
 @dataclass(frozen=True)
 class Settled:
-    """The batches that are over: how many they are, and what became of their requests."""
+    """The batches that are over: how many they are, and what became of their requests.
+
+    `realtime` counts the requests that realtime calls answered in their place.
+    """
 
     batches: int = 0
     answered: int = 0
     failed: int = 0
     resent: int = 0
+    realtime: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,8 @@ class State:
                 self._progressed(event, now)
             case BatchSettled():
                 self._settle(event)
+            case RealtimeCalled():
+                self.settled = replace(self.settled, realtime=self.settled.realtime + event.answered)
             case _:
                 self._problems.append(Problem(now, problem_text(event)))
         self._pace.add(now, self._done)
@@ -241,11 +249,12 @@ class State:
         if event.batch_id is not None:
             self._batches.pop(event.batch_id, None)
         before = self.settled
-        self.settled = Settled(
-            before.batches + (event.batch_id is not None),
-            before.answered + event.answered,
-            before.failed + event.failed,
-            before.resent + event.resent,
+        self.settled = replace(
+            before,
+            batches=before.batches + (event.batch_id is not None),
+            answered=before.answered + event.answered,
+            failed=before.failed + event.failed,
+            resent=before.resent + event.resent,
         )
 
     @property
@@ -313,7 +322,9 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
-def problem_text(event: RequestsResent | CallRetried | LinesIgnored | BatchNotCancelled) -> str:
+def problem_text(
+    event: RequestsResent | RequestsOverdue | CallRetried | LinesIgnored | BatchNotCancelled,
+) -> str:
     """A problem in words."""
     match event:
         case CallRetried():
@@ -321,6 +332,8 @@ def problem_text(event: RequestsResent | CallRetried | LinesIgnored | BatchNotCa
             said = f"{event.step} failed ({event.reason}); {then}"
         case RequestsResent():
             said = f"{counted(event.requests, 'request')} sent again: {event.reason}"
+        case RequestsOverdue():
+            said = f"{counted(event.requests, 'request')} without an answer by the deadline"
         case LinesIgnored():
             said = f"{counted(event.lines, 'result line')} ignored: {event.reason}"
         case BatchNotCancelled():

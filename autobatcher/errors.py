@@ -6,6 +6,7 @@ others share one base, which is an `openai.OpenAIError`, so that code that catch
     openai.OpenAIError
     └── AutobatcherError
         ├── ClientClosedError        the client was closed while the caller waited, or before it called
+        ├── DeadlineError            (an openai.APITimeoutError) there was no answer by the deadline; carries batch_id
         ├── JournalError             the journal cannot be used, or could not be written
         ├── RequestTooLargeError     (a ValueError) the request fits into no batch file
         └── BatchError               (an openai.APIError) carries batch_id
@@ -30,6 +31,7 @@ __all__ = [
     "BatchFailedError",
     "BatchProblem",
     "ClientClosedError",
+    "DeadlineError",
     "JournalError",
     "RequestFailedError",
     "RequestTooLargeError",
@@ -50,6 +52,23 @@ class ClientClosedError(AutobatcherError):
     def __init__(self, message: str, *, batch_id: str | None = None) -> None:
         super().__init__(message)
         self.batch_id = batch_id
+
+
+class DeadlineError(AutobatcherError, openai.APITimeoutError):
+    """There was no answer by the deadline (`deadline_seconds`).
+
+    Attributes:
+        batch_id: the batch that the request was in by then; None: it was in none yet.
+        age: seconds from when the request was accepted.
+    """
+
+    def __init__(self, request: httpx.Request, *, batch_id: str | None, age: float) -> None:
+        where = "it was in no batch yet" if batch_id is None else f"it is in batch {batch_id}"
+        openai.APIConnectionError.__init__(
+            self, message=f"no answer within {age:,.1f} s, which is the deadline; {where}", request=request
+        )
+        self.batch_id = batch_id
+        self.age = age
 
 
 class JournalError(AutobatcherError):

@@ -57,6 +57,31 @@ class RequestsResent(msgspec.Struct, frozen=True):
     reason: str
 
 
+class RequestsOverdue(msgspec.Struct, frozen=True):
+    """These requests of a batch, or of none yet (`batch_id` None), have no answer by their callers' deadlines."""
+
+    batch_id: str | None
+    endpoint: str
+    model: str
+    requests: int
+
+
+class RealtimeCalled(msgspec.Struct, frozen=True):
+    """A request went out as a realtime call, and this came of it.
+
+    `reason` is "deadline" or "expired"; `batch_id` is the batch that it was in, if any; `answered` tells whether the
+    call got a successful answer before the batch did, `duration` are its seconds, those in which it waited for its
+    turn included.
+    """
+
+    batch_id: str | None
+    endpoint: str
+    model: str
+    reason: str
+    answered: bool
+    duration: float
+
+
 class CallRetried(msgspec.Struct, frozen=True):
     """A call for a batch failed and will be made again.
 
@@ -90,6 +115,8 @@ Event = (
     | BatchProgressed
     | BatchSettled
     | RequestsResent
+    | RequestsOverdue
+    | RealtimeCalled
     | CallRetried
     | LinesIgnored
     | BatchNotCancelled

@@ -13,6 +13,8 @@ from autobatcher.events import (
     CallRetried,
     Event,
     LinesIgnored,
+    RealtimeCalled,
+    RequestsOverdue,
     RequestsResent,
 )
 
@@ -73,6 +75,20 @@ def log_event(event: Event) -> None:
                 event.batch_id or "-",
                 event.requests,
                 event.reason,
+            )
+        case RequestsOverdue():
+            _log.warning(
+                "batch %s: %d requests have no answer by their deadline",
+                event.batch_id or "-",
+                event.requests,
+            )
+        case RealtimeCalled():
+            _log.debug(
+                "batch %s: a request went out in real time (%s) and was %s, %.1f s",
+                event.batch_id or "-",
+                event.reason,
+                "answered" if event.answered else "not answered",
+                event.duration,
             )
         case CallRetried(batch_id, step, reason, delay):
             then = f"next try in {delay:.0f} s" if delay else "looking whether it was done all the same"

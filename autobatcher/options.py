@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import cast
+from typing import Any, Literal, cast
 
 from autobatcher.events import Event
 from autobatcher.journal import Journal
@@ -38,6 +38,13 @@ class BatchOptions:
             estimated from the requests' bytes, corrected by what the answers say. A single request that has more
             goes alone. None: any number.
         cancel_active_batches_on_close: whether closing the client cancels its batches at the server.
+        deadline_seconds: for how long a caller waits for its answer at most, from when its request was accepted. More
+            than 0; None: for as long as it takes.
+        on_deadline: what happens then: "raise" gives the caller a `DeadlineError`, "realtime" makes a realtime call,
+            and the first answer is the caller's.
+        on_expired: what becomes of a request whose batch expires: "resubmit" puts it into another batch, "realtime"
+            makes a realtime call, "raise" gives its caller the error.
+        max_realtime_calls: realtime calls at a time that deadlines and expired batches lead to, at least 1.
         journal: where requests, batches and answers are kept for a later run: the path of a file, or a store of
             one's own; None: nowhere.
         on_event: called with each of `autobatcher.events` in the event loop that the batch belongs to; it should take
@@ -60,6 +67,10 @@ class BatchOptions:
     max_active_batches: int | None = None
     max_enqueued_tokens: int | None = None
     cancel_active_batches_on_close: bool = False
+    deadline_seconds: float | None = None
+    on_deadline: Literal["raise", "realtime"] = "raise"
+    on_expired: Literal["resubmit", "realtime", "raise"] = "resubmit"
+    max_realtime_calls: int = 100
     journal: str | os.PathLike[str] | Journal | None = None
     on_event: Callable[[Event], object] | None = None
     progress: bool = False
@@ -81,11 +92,36 @@ class BatchOptions:
         for name in ("cancel_active_batches_on_close", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, not {getattr(self, name)!r}")
+        self._check_waiting()
         if self.on_event is not None and not callable(self.on_event):
             raise TypeError(f"on_event must be callable, not {self.on_event!r}")
         _check_journal(self.journal)
         if self.progress and find_spec("rich") is None:
             raise ImportError('progress=True needs rich: pip install "autobatcher[cli]"', name="rich")
+
+    def _check_waiting(self) -> None:
+        if self.deadline_seconds is not None:
+            _check_seconds("deadline_seconds", self.deadline_seconds, least="more than 0")
+        _check_choice("on_deadline", self.on_deadline, ("raise", "realtime"))
+        _check_choice("on_expired", self.on_expired, ("resubmit", "realtime", "raise"))
+        _check_count("max_realtime_calls", self.max_realtime_calls)
+
+    @property
+    def shared(self) -> BatchOptions:
+        """What clients have in common whose calls share batches: without what each of them does for its own callers."""
+        changed = any(getattr(self, name) != default for name, default in _OF_EACH_CALL.items())
+        return replace(self, **_OF_EACH_CALL) if changed else self
+
+
+_OF_EACH_CALL: dict[str, Any] = {
+    name: BatchOptions.__dataclass_fields__[name].default
+    for name in ("deadline_seconds", "on_deadline", "on_expired")
+}
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 def _check_journal(journal: object) -> None:

@@ -131,14 +131,23 @@ class Engine(msgspec.Struct, eq=False):
     def abandon(self, request: Request, now: float) -> list[Effect]:
         """The caller has left: its request goes with it while it is not sent; its answer is dropped later."""
         place = request.place
+        if (
+            self.keeps
+            and isinstance(place, Batch)
+            and (place.step not in (Step.QUEUED, Step.UPLOAD) or _uploading(place))
+        ):
+            request.wanted = False
+            return []
+        return self.withdraw(request, now)
+
+    def withdraw(self, request: Request, now: float) -> list[Effect]:
+        """Let go of a request whose answer is of no use any more, whatever is kept."""
+        place = request.place
         if isinstance(place, Window):
             place.discard(request)
             if not place.requests:
                 del self.windows[_key(request)]
         elif isinstance(place, Batch):
-            if self.keeps and (place.step not in (Step.QUEUED, Step.UPLOAD) or _uploading(place)):
-                request.wanted = False
-                return []
             place.take(request.custom_id)
             place.gone += 1
             return self._if_deserted(place, now)
@@ -432,7 +441,8 @@ class Engine(msgspec.Struct, eq=False):
         if not request.wanted:
             return False
         if isinstance(outcome, LineFailed):
-            lost = outcome.code == EXPIRED or (outcome.code == CANCELLED and batch.cancelled_before)
+            expired = outcome.code == EXPIRED and request.resubmits
+            lost = expired or (outcome.code == CANCELLED and batch.cancelled_before)
             if lost and request.losses < MAX_LOSSES:
                 request.losses += 1
                 return True
@@ -546,7 +556,12 @@ class Engine(msgspec.Struct, eq=False):
 
     def _lost(self, batch: Batch, now: float, reason: str) -> list[Effect]:
         """Send on what this batch left unanswered, unless that has happened to it too often."""
-        lost = [request for request in batch.requests if request.wanted and request.losses < MAX_LOSSES]
+        expired = self._status(batch) == "expired"
+        lost = [
+            request
+            for request in batch.requests
+            if request.wanted and request.losses < MAX_LOSSES and (request.resubmits or not expired)
+        ]
         for request in lost:
             batch.take(request.custom_id)
             request.losses += 1

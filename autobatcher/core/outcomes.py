@@ -69,7 +69,18 @@ class Closed(msgspec.Struct, frozen=True):
     file_id: str | None = None
 
 
-Outcome = Answer | LineFailed | Unanswered | CallFailed | Closed
+class Overdue(msgspec.Struct, frozen=True):
+    """There was no answer by the caller's deadline.
+
+    `batch_id` is the batch that the request is in, if there is one; `age` are the seconds for which the caller has
+    waited.
+    """
+
+    batch_id: str | None
+    age: float
+
+
+Outcome = Answer | LineFailed | Unanswered | CallFailed | Closed | Overdue
 
 
 class Trouble(enum.Enum):

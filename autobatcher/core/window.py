@@ -46,6 +46,12 @@ class Request(msgspec.Struct, eq=False, gc=False):
     """In a journal, which of the equal requests it is; -1 while it has no number."""
     wanted: bool = True
     """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
+    resubmits: bool = True
+    """Whether it goes into another batch when its batch expires."""
+    patience: float | None = None
+    """For how many seconds its caller waits at most, if there is a limit."""
+    accepted_at: float | None = None
+    """When its caller came with it."""
     host: Any = None
     """Who follows it, if that is not whom its caller asked."""
     place: Any = None

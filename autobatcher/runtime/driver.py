@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeGuard
 
@@ -16,11 +16,12 @@ from autobatcher.core import messages as core
 from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
 from autobatcher.core.lifecycle import Step
-from autobatcher.core.outcomes import Answer, CallFailed, Closed, Failure, Outcome, Trouble
+from autobatcher.core.outcomes import Answer, CallFailed, Closed, Failure, Outcome, Overdue, Trouble
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import Request
 from autobatcher.errors import JournalError
-from autobatcher.events import Event
+from autobatcher.events import Event, RequestsOverdue
+from autobatcher.runtime.deadlines import Deadlines
 from autobatcher.runtime.record import Notes
 from autobatcher.runtime.spawn import call_soon_in, clock, current_loop, replies, spawn_root
 from autobatcher.runtime.upstream import Upstream, UpstreamError
@@ -38,7 +39,13 @@ CANCEL_SECONDS = 30.0
 
 
 class Driver:
-    """The runtime of one client in one event loop; it lives until `stop`, or until its loop ends."""
+    """The runtime of one client in one event loop; it lives until `stop`, or until its loop ends.
+
+    Attributes:
+        now: the time of the event loop, in seconds.
+        publish: tells an event to those who watch.
+        realtime: limits the realtime calls under way.
+    """
 
     def __init__(
         self,
@@ -47,13 +54,18 @@ class Driver:
         *,
         publish: Callable[[Event], None],
         count: Callable[[str, bytes], None],
+        count_realtime: Callable[[str, bytes], None],
+        max_realtime_calls: int,
         release: Callable[[], Awaitable[None]],
         notes: Notes,
     ) -> None:
         self._engine = engine
         self._upstream = upstream
-        self._publish = publish
+        self.publish = publish
         self._count = count
+        self._count_realtime = count_realtime
+        self.realtime = anyio.CapacityLimiter(max_realtime_calls)
+        self._deadlines = Deadlines()
         self._release = release
         self._notes = notes
         self._calls: deque[core.Call] = deque()
@@ -92,6 +104,9 @@ class Driver:
             OSError: it is large, and the disk is full.
         """
         reply = request.reply = reply or self._new_reply()
+        again = request.accepted_at is not None
+        if not again:
+            request.accepted_at = self.now()
         if self._stopping:
             reply.set(Closed(None))
             return request
@@ -115,6 +130,8 @@ class Driver:
             raise
         if request.host is not None:
             self._guests.add(request)
+        if request.patience is not None:
+            (request.host or self).remind(request, again=again)
         return request
 
     def flush(self) -> None:
@@ -129,6 +146,7 @@ class Driver:
             self.settled(request)
             host.leave(request)
             return
+        self._deadlines.remove(request)
         self._apply(self._engine.abandon(request, self.now()))
         self._notes.left(request, self)
         self._wake.set()
@@ -137,6 +155,39 @@ class Driver:
         """A request of a caller of this driver's, which another one follows, needs no more following."""
         self._guests.discard(request)
         request.host = None
+
+    def remind(self, request: Request, *, again: bool) -> None:
+        """Tell the caller of a request when its patience is over, unless it has its outcome by then.
+
+        Then the caller gets an `Overdue`; the request goes on all the same, with another reply. `again`: it was with
+        another client before.
+        """
+        self._deadlines.add(request, again=again)
+        self._wake.set()
+
+    def answer(self, request: Request, answer: Answer) -> Outcome:
+        """A realtime call has answered a request: its batch need not.
+
+        Returns:
+            What its caller gets: the answer, or the error if it could not be written down, as with those of batches.
+        """
+        outcome: Outcome = answer
+        if is_success(answer.status):
+            self._count_realtime(request.model, answer.body)
+        if self._notes.keeps and is_kept(answer):
+            try:
+                if request.n < 0:  # given back when its batch failed
+                    self._notes.known(request)
+                self._notes.keep([(request, answer)])
+            except Exception as error:  # noqa: BLE001 -- as in `_written`
+                outcome = CallFailed(error)
+        (request.host or self).withdraw(request)
+        return outcome
+
+    def withdraw(self, request: Request) -> None:
+        """Let go of a request that this driver follows, and that is answered otherwise."""
+        self._apply(self._engine.withdraw(request, self.now()))
+        self._wake.set()
 
     @property
     def idle(self) -> bool:
@@ -209,9 +260,20 @@ class Driver:
         self._apply(self._engine.wake(self.now()))
         while self._calls:
             tasks.start_soon(self._perform, self._calls.popleft())
-        wakeup = self._engine.next_wakeup()
-        with anyio.CancelScope(deadline=math.inf if wakeup is None else wakeup):
+        self._tell_overdue()
+        wakeups = [at for at in (self._engine.next_wakeup(), self._deadlines.next) if at is not None]
+        with anyio.CancelScope(deadline=min(wakeups, default=math.inf)):
             await self._wake.wait()
+
+    def _tell_overdue(self) -> None:
+        overdue: Counter[tuple[str | None, str, str]] = Counter()
+        for request in self._deadlines.due(self.now()):
+            batch_id = request.place.id if isinstance(request.place, Batch) else None
+            overdue[batch_id, request.endpoint, request.model] += 1
+            reply, request.reply = request.reply, self._new_reply()
+            reply.set(Overdue(batch_id, self.now() - (request.accepted_at or 0.0)))
+        for (batch_id, endpoint, model), requests in overdue.items():
+            self.publish(RequestsOverdue(batch_id, endpoint, model, requests))
 
     def _apply(self, effects: list[core.Effect]) -> Exception | None:
         """Have the effects; the error, if there are answers among them that could not be written down."""
@@ -223,6 +285,8 @@ class Driver:
                 case core.Settle(request, outcome):
                     if isinstance(outcome, Answer) and is_success(outcome.status):
                         self._count(request.model, outcome.body)
+                    if request.patience is not None:
+                        self._deadlines.remove(request)
                     if request.reply is not None:
                         request.reply.set(outcome)
                     else:
@@ -230,7 +294,7 @@ class Driver:
                 case core.Ended(batch):
                     self._end(batch)
                 case core.Publish(event):
-                    self._publish(event)
+                    self.publish(event)
                 case _:  # a call: only the root's children make them, in no caller's context
                     self._calls.append(effect)
         return lost

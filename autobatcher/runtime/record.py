@@ -34,8 +34,21 @@ class Keys:
         self._base_url = base_url
         self._begun: dict[str, hashlib.blake2b] = {}
 
-    def of(self, endpoint: str, body: bytes, fields: Mapping[str, Any] | None = None) -> bytes:
-        """The key of a body; `fields`: what it was encoded from, if that is at hand."""
+    def of(
+        self,
+        endpoint: str,
+        body: bytes,
+        fields: Mapping[str, Any] | None = None,
+        idempotency: str | None = None,
+    ) -> bytes:
+        """The key of a body.
+
+        Args:
+            endpoint: where it goes.
+            body: as JSON text.
+            fields: what it was encoded from, if that is at hand.
+            idempotency: tells it from others that are equal.
+        """
         begun = self._begun.get(endpoint)
         if begun is None:
             start = f"{self._base_url}\0{endpoint}\0".encode()
@@ -46,6 +59,8 @@ class Keys:
         except (TypeError, ValueError):  # what only the other encoder knows
             canonical = _encode(msgspec.json.decode(body))
         digest.update(canonical)
+        if idempotency is not None:
+            digest.update(b"\0" + idempotency.encode())
         return digest.digest()
 
 
@@ -176,9 +191,11 @@ class Record:
         check_process(self._pid, getattr(self.journal, "path", "the journal"))
 
     def take(self, request: Request) -> Answer | None:
-        """Say which of the equal requests this one is; its answer, if that is there."""
-        with self._lock:
-            request.n, again = self.numbers.take(request.key)
+        """Say which of the equal requests this one is, unless that is said; its answer, if that is there."""
+        again = True
+        if request.n < 0:
+            with self._lock:
+                request.n, again = self.numbers.take(request.key)
         # In a fresh journal, what nobody has asked before has no answer.
         return self.journal.answer(request.key, request.n) if again or self._has_past else None
 
@@ -337,6 +354,8 @@ class RecordedNotes(Notes):
             return request
         there.reply = request.reply
         there.weight, there.retries_left, there.wanted = request.weight, request.retries_left, True
+        there.resubmits = request.resubmits
+        there.patience, there.accepted_at = request.patience, request.accepted_at
         there.host = None if host is driver else host
         return there
 

@@ -53,7 +53,7 @@ class Reply(Protocol[T]):
     """What one caller waits for: set at most once, in the loop of the waiter."""
 
     def set(self, value: T) -> None:
-        """Wake the waiter; of no effect when it has gone."""
+        """Wake the waiter; of no effect when it has gone, or there is a value."""
 
     def wait(self) -> Awaitable[T]:
         """The value, as soon as it is set."""
@@ -81,6 +81,8 @@ class _TrioReply:
         self._value: Any = None
 
     def set(self, value: Any) -> None:
+        if self._set:
+            return
         self._value = value
         self._set = True
         if self._task is not None:

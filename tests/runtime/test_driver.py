@@ -104,6 +104,8 @@ async def running(server: Server) -> AsyncIterator[Callers]:
         server,  # type: ignore[arg-type] # plays the upstream
         publish=events.append,
         count=lambda *_: None,
+        count_realtime=lambda *_: None,
+        max_realtime_calls=1,
         release=release,
         notes=Notes(),
     )
