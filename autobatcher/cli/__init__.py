@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -39,7 +40,9 @@ def build_app() -> Typer:
 
     app = typer.Typer(
         name="autobatcher",
-        help=f"From files to answers through the Batch API of any OpenAI-compatible server. {EXIT_CODES}",
+        help="From files to answers through the Batch API of any OpenAI-compatible server.\n\n"
+        "Example: autobatcher run --help",
+        epilog=EXIT_CODES,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
@@ -49,7 +52,7 @@ def build_app() -> Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, epilog=EXIT_CODES)(command)
     return app
 
 
@@ -58,9 +61,15 @@ def main() -> None:
     try:
         import uvicorn  # noqa: F401, PLC0415 -- an extra that commands need later than their imports
 
+        from autobatcher.cli.common import drop_unwritten  # noqa: PLC0415 -- needs an extra, too
+
         app = build_app()
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _EXTRAS:
             raise
         sys.exit(f'autobatcher: {error.name} is not installed: pip install "autobatcher[all]"')
-    app()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
+    try:
+        app()
+    finally:
+        drop_unwritten()

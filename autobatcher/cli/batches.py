@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +21,19 @@ from autobatcher.cli.common import (
     ApiKey,
     AsJson,
     BaseUrl,
+    Overwrite,
     connection,
     fail,
     print_json,
+    put,
     run_async,
     say,
+    stdout_or,
     told,
 )
 from autobatcher.cli.tables import BATCH_COLUMNS, BATCH_SPARE, batch_row, print_table, printable, table
 from autobatcher.cli.usage import GivenPrices, prices_of, usage_lines
+from autobatcher.display_state import counted
 from autobatcher.errors import AutobatcherError
 from autobatcher.events import CallRetried
 from autobatcher.jobs import batches, downloads
@@ -43,7 +46,6 @@ MAX_PROBLEMS = 10
 
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
 BatchIds = Annotated[list[str], typer.Argument(metavar="ID...", help="The batches.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 
 
 def open_client(base_url: str | None, api_key: str | None) -> openai.AsyncOpenAI:
@@ -56,16 +58,19 @@ def open_client(base_url: str | None, api_key: str | None) -> openai.AsyncOpenAI
 
 
 def with_client(
-    base_url: str | None, api_key: str | None, function: Callable[[openai.AsyncOpenAI], Awaitable[int | None]]
+    base_url: str | None,
+    api_key: str | None,
+    function: Callable[[openai.AsyncOpenAI], Awaitable[int | None]],
+    **options: Any,
 ) -> None:
-    """Run what uses a client, which gives the exit code."""
+    """Run what uses a client, which gives the exit code; options are those of `run_async`."""
     client = open_client(base_url, api_key)
 
     async def run() -> int | None:
         async with client:
             return await function(client)
 
-    code = run_async(run)
+    code = run_async(run, **options)
     if code:
         raise typer.Exit(code)
 
@@ -148,7 +153,7 @@ def submit(
                 )
             _made(batch, as_json=as_json)
 
-    with_client(base_url, api_key, run)
+    with_client(base_url, api_key, run, then="submit the files for which no batch was printed")
 
 
 def _say_uploaded(file_id: str) -> None:
@@ -161,7 +166,7 @@ def _made(batch: Batch, *, as_json: bool) -> None:
     if as_json:
         print_json(as_object(batch))
     else:
-        print(stands.id, flush=True)
+        put(stands.id)
 
 
 @contextmanager
@@ -258,7 +263,7 @@ def _say_problems(stands: Standing) -> None:
     for problem in stands.problems[:MAX_PROBLEMS]:
         say(f"{stands.id}: {printable(problem)}")
     if len(stands.problems) > MAX_PROBLEMS:
-        say(f"{stands.id}: and {len(stands.problems) - MAX_PROBLEMS:,} more errors")
+        say(f"{stands.id}: and {counted(len(stands.problems) - MAX_PROBLEMS, 'more error')}")
 
 
 def watch(
@@ -297,7 +302,6 @@ def _shown(*, as_json: bool) -> Iterator[Callable[[Update], None]]:
     def show_json(update: Update) -> None:
         if isinstance(update, Changed):
             print_json(as_object(update.batch))
-            sys.stdout.flush()
         else:
             say_retry(update)
 
@@ -335,7 +339,8 @@ def results(
         typer.Option(
             "--errors",
             metavar="FILE",
-            help="Where errors go (default: FILE.errors.jsonl beside the answers' FILE.jsonl; with stdout, there).",
+            help="Where errors go; - is stdout (default: FILE.errors.jsonl beside the answers' FILE.jsonl; with stdout,"
+            " there).",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -349,21 +354,22 @@ def results(
 
     Example: autobatcher results batch_abc123 -o results.jsonl
     """
-    to_stdout = str(to) == "-"
     prices = prices_of(price)
-    if errors_to is None and not to_stdout:
-        errors_to = to.with_name(f"{to.stem}.errors{to.suffix}")
+    place = stdout_or(to)
+    if errors_to is None:
+        errors_to = to.with_name(f"{to.stem}.errors{to.suffix}") if isinstance(place, Path) else to
+    errors_place = stdout_or(errors_to)
 
     async def run(client: openai.AsyncOpenAI) -> int:
         counts = await downloads.results(
             client,
             batch_id,
-            sys.stdout.buffer if to_stdout else to,
-            errors_to=errors_to,
+            place,
+            errors_to=None if errors_place is place else errors_place,
             overwrite=overwrite,
             on_retry=say_retry,
         )
-        _say_counts(counts, [path for path in (None if to_stdout else to, errors_to) if path])
+        _say_counts(counts, [path for path in (place, errors_place) if isinstance(path, Path)])
         for line in usage_lines(Usage.of(counts.used, prices)):
             say(line)
         return 0 if counts.all_answered else SOME_FAILED
@@ -376,7 +382,7 @@ def _say_counts(counts: downloads.Counts, paths: Sequence[Path]) -> None:
     if counts.missing is not None:
         parts.append(f"{counts.missing:,} without a result")
     if counts.malformed:
-        parts.append(f"{counts.malformed:,} lines that are neither an answer nor an error")
+        parts.append(f"{counted(counts.malformed, 'line')} of neither an answer nor an error")
     say(f"{counts.standing.id} is {printable(counts.standing.status)}: {', '.join(parts)}")
     for path in paths:
         if path.exists():
@@ -426,7 +432,7 @@ def retry(
     async def run(client: openai.AsyncOpenAI) -> None:
         try:
             if dry_run or to is not None:
-                place = None if dry_run else sys.stdout.buffer if str(to) == "-" else to
+                place = None if dry_run or to is None else stdout_or(to)
                 left = await downloads.remaining(
                     client, batch_id, place, overwrite=overwrite, again=again, on_retry=say_retry
                 )
@@ -458,8 +464,8 @@ def retry(
 def _say_remaining(left: downloads.Remaining, path: Path | None) -> None:
     stands = standing(left.batch)
     say(
-        f"{stands.id} is {printable(stands.status)}: {left.requests:,} requests to send again"
-        f" ({left.failed:,} failed, {left.missing:,} without a result); {left.answered:,} are answered"
+        f"{stands.id} is {printable(stands.status)}: {counted(left.requests, 'request')} to send again"
+        f" ({left.failed:,} failed, {left.missing:,} without a result); {left.answered:,} answered"
     )
     if path is not None and path.exists():
         say(f"written: {path}")

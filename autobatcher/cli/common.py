@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
+import re
+import signal
+import sqlite3
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
 import openai
 import typer
 
-from autobatcher.errors import AutobatcherError, JournalError
+from autobatcher.errors import JournalError
+from autobatcher.jobs.disk import naming
 from autobatcher.jobs.items import InputError
 
 T = TypeVar("T")
@@ -22,9 +30,19 @@ T = TypeVar("T")
 SOME_FAILED = 1
 USAGE = 2
 SERVER = 3
+DISK = 4
 INTERRUPTED = 130
 
-EXIT_CODES = "Exit codes: 0 all answered, 1 some failed, 2 usage, 3 server or network."
+EXIT_CODES = (
+    "Exit codes: 0 all went well, 1 something failed (a request, a check), 2 usage, 3 server or network, 4 disk,"
+    " 130 interrupted."
+)
+"""Of all commands."""
+
+STDOUT = "-"
+"""In place of a file's name."""
+
+NOT_FOUND = 404
 
 DOUBLEWORD = "https://api.doubleword.ai/v1"
 
@@ -46,6 +64,7 @@ ApiKey = Annotated[
         " machine can see what is on a command line.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
@@ -106,28 +125,58 @@ def fail(text: str, code: int) -> NoReturn:
 def print_json(fields: Mapping[str, Any]) -> None:
     """One object on a line of stdout."""
     try:
-        print(json.dumps(fields, ensure_ascii=False))
+        put(json.dumps(fields, ensure_ascii=False))
     except UnicodeEncodeError:  # half of a surrogate pair, or a terminal that does not know the character
-        print(json.dumps(fields))
+        put(json.dumps(fields))
+
+
+def put(text: object) -> None:
+    """A line on stdout."""
+    with naming("<stdout>"):
+        print(text, flush=True)
+
+
+def drop_unwritten() -> None:
+    """Give up what stdout could not take, which has been told: Python would try once more, and say so in its own way."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stdout_or(path: Path) -> Path | IO[bytes]:
+    """Where to write what is to go there."""
+    return sys.stdout.buffer if str(path) == STDOUT else path
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Errors of the user, of the server and of the network end the command with a line and the exit code for it."""
+def told(then: str = "run the same command again") -> Iterator[None]:
+    """Errors of the user, of the server, the network and the disk end the command with a line and the exit code for it.
+
+    Args:
+        then: what is to be done when the disk is as it should be.
+    """
     try:
         yield
-    except (InputError, JournalError, FileExistsError, FileNotFoundError) as error:
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except FileExistsError as error:
+        fail(f"{_text(error)}; --overwrite replaces it", USAGE)
+    except (InputError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         fail(_text(error), USAGE)
     except openai.APIStatusError as error:
-        fail(f"the server answered {error.status_code}: {error.message}", SERVER)
+        fail(f"the server answered {error.status_code}: {error.message}{_hint(error)}", SERVER)
     except openai.APIConnectionError as error:  # whose cause may quote the key
         cause = error.__cause__
         why = "" if cause is None else f" ({type(cause).__name__})"
         fail(f"{shown(str(error.request.url))}: {error.message}{why}", SERVER)
-    except (openai.OpenAIError, AutobatcherError) as error:
-        fail(str(error), SERVER)
-    except OSError as error:
-        fail(_text(error), USAGE)
+    except BrokenPipeError:  # who has read stdout has enough, which typer knows
+        raise
+    except (openai.OpenAIError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, JournalError) else error
+        if isinstance(cause, (OSError, sqlite3.OperationalError)):
+            fail(f"{_text(error)}; {_remedy(cause)}, and {then}", DISK)
+        fail(str(error), USAGE if isinstance(error, JournalError) else SERVER)
 
 
 def _text(error: Exception) -> str:
@@ -136,11 +185,45 @@ def _text(error: Exception) -> str:
     return str(error)
 
 
-def run_async(function: Callable[[], Awaitable[T]], *, interrupted: Callable[[], object] = lambda: None) -> T:
-    """Run a coroutine function to its end; Ctrl-C ends the command with `INTERRUPTED`, after that is told."""
-    with told():
+_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+def _remedy(error: OSError | sqlite3.Error) -> str:
+    full = error.errno in _FULL if isinstance(error, OSError) else "full" in str(error)
+    return "make room there" if full else "see that it can be read and written"
+
+
+def _hint(error: openai.APIStatusError) -> str:
+    """Why the server may know nothing of what it was asked for."""
+    url = shown(str(error.request.url))
+    if error.status_code != NOT_FOUND or re.search(r"/v\d", urlsplit(url).path):
+        return ""
+    return f" (there is no /v1 in {url}, which most servers want at the end of --base-url)"
+
+
+def run_async(
+    function: Callable[[], Awaitable[T]],
+    *,
+    then: str = "run the same command again",
+    interrupted: Callable[[], object] = lambda: None,
+) -> T:
+    """Run a coroutine function to its end; `interrupted` is called when Ctrl-C ends it, `then` is as for `told`."""
+    with told(then):
         try:
-            return anyio.run(function)
-        except KeyboardInterrupt:
+            return anyio.run(_terminable, function)
+        except (KeyboardInterrupt, asyncio.CancelledError):
             interrupted()
-            raise typer.Exit(INTERRUPTED) from None
+            raise KeyboardInterrupt from None
+
+
+async def _terminable(function: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function, which SIGTERM cancels: as Ctrl-C does, and also where that is ignored."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        return await function()
+    cancel = task.cancel
+    before = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(cancel))
+    try:
+        return await function()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -196,6 +196,8 @@ def demo(
     """Send 1,000 concurrent calls through batches on an embedded server, and check every answer.
 
     Exits with 1 unless every caller got its own answer.
+
+    Example: autobatcher demo --requests 200
     """
     console = Console()
     with serve_in_thread(LocalConfig()) as server:

@@ -26,6 +26,7 @@ from autobatcher.cli.inputs import (
     Tools,
     source_of,
 )
+from autobatcher.cli.tables import put_rich
 from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of
 from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
 from autobatcher.jobs.estimating import estimate as estimated
@@ -69,7 +70,9 @@ def estimate(
     """Estimate requests, tokens and cost of a file by model: in real time, and in batches by completion window.
 
     Tokens are counted with tiktoken, which fetches its vocabularies when it first needs them, and otherwise estimated.
-    What is unknown is said to be unknown. Example: autobatcher estimate requests.jsonl --output-tokens 300
+    What is unknown is said to be unknown.
+
+    Example: autobatcher estimate requests.jsonl --output-tokens 300
     """
     prices = prices_of(price)
     with told():
@@ -94,11 +97,11 @@ def estimate(
                 output_tokens=output_tokens,
                 moved=lambda read: bar.update(task, completed=read),
             )
-    if as_json:
-        for line in found.lines:
-            print_json(_fields(line))
-    else:
-        _show(found)
+        if as_json:
+            for line in found.lines:
+                print_json(_fields(line))
+        else:
+            _show(found)
     for note in _notes(found):
         say(note)
 
@@ -124,7 +127,7 @@ def _show(found: Estimate) -> None:
         column.min_width = max(map(len, cells))
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    put_rich(console, table)
 
 
 def _row(of: EstimateLine | Estimate, model: str, endpoint: str) -> tuple[str, ...]:

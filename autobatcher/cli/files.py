@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import openai
 import typer
 
-from autobatcher.cli.batches import Overwrite, as_object, say_retry, with_client
-from autobatcher.cli.common import EXIT_CODES, ApiKey, AsJson, BaseUrl, print_json, say, told
+from autobatcher.cli.batches import as_object, say_retry, with_client
+from autobatcher.cli.common import (
+    EXIT_CODES,
+    ApiKey,
+    AsJson,
+    BaseUrl,
+    Overwrite,
+    print_json,
+    say,
+    stdout_or,
+    told,
+)
 from autobatcher.cli.tables import print_table, told_time
+from autobatcher.display_state import counted
 from autobatcher.jobs import files as jobs
 
 COLUMNS = ("id", "purpose", "bytes", "created", "name")
 SPARE = ("name", "created", "bytes")
 
-files = typer.Typer(help=f"List, get and delete the server's files. {EXIT_CODES}", no_args_is_help=True)
+files = typer.Typer(
+    help="List, get and delete the server's files.\n\nExample: autobatcher files list",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+)
 
 
-@files.command("list")
+@files.command("list", epilog=EXIT_CODES)
 def list_(
     *,
     purpose: Annotated[
@@ -56,7 +70,7 @@ def list_(
     with_client(base_url, api_key, run)
 
 
-@files.command()
+@files.command(epilog=EXIT_CODES)
 def get(
     file_id: Annotated[str, typer.Argument(metavar="ID", help="The file.")],
     *,
@@ -73,15 +87,15 @@ def get(
     """
 
     async def run(client: openai.AsyncOpenAI) -> None:
-        place = sys.stdout.buffer if str(to) == "-" else to
+        place = stdout_or(to)
         size = await jobs.get_file(client, file_id, place, overwrite=overwrite, on_retry=say_retry)
         if isinstance(place, Path):
-            say(f"written: {place} ({size:,} bytes)")
+            say(f"written: {place} ({counted(size, 'byte')})")
 
     with_client(base_url, api_key, run)
 
 
-@files.command()
+@files.command(epilog=EXIT_CODES)
 def delete(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The files.")],
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from autobatcher.errors import JournalError
+from autobatcher.cli.common import Overwrite, print_json, stdout_or, told
+from autobatcher.cli.tables import put_rich
+from autobatcher.jobs.downloads import written
 from autobatcher.journal.reading import Summary, export, summary
 
 
@@ -25,48 +26,36 @@ def journal(
         typer.Option(
             "--export",
             metavar="FILE.jsonl",
-            help="Write all requests, each with its answer or null, as lines of JSON.",
+            help="Write all requests, each with its answer or null, as lines of JSON; - is stdout.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
     """Show what a journal holds: requests by state, batches, age and size; or export it.
 
-    It changes nothing, and may be used while a program uses the journal. Example: autobatcher journal run.db
+    It changes nothing, and may be used while a program uses the journal.
+
+    Example: autobatcher journal run.db --export run.jsonl
     """
-    try:
+    with told():
         if to is not None:
-            _export(path, to)
-            return
-        found = summary(path)
-    except (JournalError, OSError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found)))
-    else:
-        _show(found)
-
-
-def _export(path: Path, to: Path) -> None:
-    lines = export(path)
-    first = next(lines, "")  # what is no journal is told before the file is made
-    with to.open("x", encoding="utf-8") as file:
-        try:
-            file.write(first)
-            file.writelines(lines)
-        except BaseException:
-            to.unlink()  # a part of it would be taken for all
-            raise
+            with written(stdout_or(to), overwrite=overwrite, even_if_empty=True) as file:
+                file.writelines(line.encode() for line in export(path))
+        elif as_json:
+            print_json(dataclasses.asdict(summary(path)))
+        else:
+            _show(summary(path))
 
 
 def _show(found: Summary) -> None:
     console = Console()
     for state, count in found.requests.items():
-        console.print(f"{count:>12,} {state}")
+        put_rich(console, f"{count:>12,} {state}")
     if found.begun_at is not None:
-        console.print(
-            f"{found.size:>12,} bytes; begun {_time(found.begun_at)}, last answer {_time(found.answered_at)}"
+        put_rich(
+            console,
+            f"{found.size:>12,} bytes; begun {_time(found.begun_at)}, last answer {_time(found.answered_at)}",
         )
     longest = max((len(batch["batch_id"] or "") for batch in found.batches), default=0)
     table = Table(
@@ -84,7 +73,7 @@ def _show(found: Summary) -> None:
             "ended" if batch["ended"] else "open",
         )
     if found.batches:
-        console.print(table)
+        put_rich(console, table)
 
 
 def _time(seconds: float | None) -> str:

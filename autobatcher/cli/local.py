@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,11 @@ def local(
     ] = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Most lines under way at once.")] = 64,
 ) -> None:
-    """Serve a Batch API for development, tests and self-hosted models."""
+    """Serve a Batch API for development, tests and self-hosted models, until Ctrl-C.
+
+    Example: autobatcher local --port 8000 --upstream http://127.0.0.1:11434/v1
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server has its own way with it
     key = os.environ.get("AUTOBATCHER_UPSTREAM_API_KEY") or os.environ.get("OPENAI_API_KEY")
     try:
         config = LocalConfig(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autobatcher.cli.common import INTERRUPTED, AsJson, print_json, say, told
+from autobatcher.cli.common import STDOUT, USAGE, AsJson, fail, print_json, put, say, told
 from autobatcher.cli.inputs import (
     Endpoint,
     Images,
@@ -26,6 +26,7 @@ from autobatcher.cli.inputs import (
     source_of,
 )
 from autobatcher.core.window import MAX_BYTES, MAX_LINES
+from autobatcher.display_state import counted
 from autobatcher.jobs.items import Source
 from autobatcher.jobs.packing import prepare as write_files
 from autobatcher.jobs.template import CHAT
@@ -60,8 +61,12 @@ def prepare(
 ) -> None:
     """Make batch files of a table, or split a batch file: one endpoint and model a file, within the servers' limits.
 
-    Prints the files' names. Example: autobatcher prepare texts.csv --model M --prompt "Summarise: {text}" -o batches
+    Prints the files' names.
+
+    Example: autobatcher prepare texts.csv --model M --prompt "Summarise: {text}" -o batches
     """
+    if str(to) == STDOUT:
+        fail("batch files go into a folder: not -", USAGE)
     with told():
         source = source_of(
             path,
@@ -75,25 +80,22 @@ def prepare(
             endpoint=endpoint,
             kind=kind,
         )
-        try:
-            with reading(source) as moved:
-                files = write_files(
-                    source,
-                    to,
-                    max_requests=max_requests,
-                    max_bytes=max_bytes,
-                    on_read=moved,
-                    overwrite=overwrite,
-                )
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+        with reading(source) as moved:
+            files = write_files(
+                source,
+                to,
+                max_requests=max_requests,
+                max_bytes=max_bytes,
+                on_read=moved,
+                overwrite=overwrite,
+            )
         for file in files:
             if as_json:
                 print_json({"file": str(file), "bytes": file.stat().st_size})
             else:
-                print(file)
+                put(file)
         size = sum(file.stat().st_size for file in files)
-        say(f"{len(files):,} batch {'file' if len(files) == 1 else 'files'}, {size:,} bytes")
+        say(f"{counted(len(files), 'batch file')}, {counted(size, 'byte')}")
 
 
 @contextmanager

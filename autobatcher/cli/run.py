@@ -13,6 +13,7 @@ from autobatcher import BatchOpenAI
 from autobatcher.cli.batches import Metadata, parsed_metadata
 from autobatcher.cli.common import (
     SOME_FAILED,
+    STDOUT,
     USAGE,
     ApiKey,
     BaseUrl,
@@ -36,9 +37,10 @@ from autobatcher.cli.inputs import (
     Tools,
     source_of,
 )
-from autobatcher.cli.usage import GivenPrices, prices_of, usage_json, usage_lines
+from autobatcher.cli.usage import GivenPrices, earlier_lines, prices_of, tokens_json, usage_json, usage_lines
 from autobatcher.core.window import MAX_LINES
 from autobatcher.display import Display
+from autobatcher.display_state import counted
 from autobatcher.jobs.items import Source
 from autobatcher.jobs.running import IN_FLIGHT, Finished, Progress
 from autobatcher.jobs.running import run as run_job
@@ -115,12 +117,10 @@ def run(
 
     What is answered is kept as it comes: interrupted and run again, it goes on where it was, and pays for nothing twice.
 
-    Exit codes: 0 all answered, 1 some failed, 2 usage, 3 server or network, 130 interrupted.
-
     Example: autobatcher run texts.csv -o answers.csv --model gpt-4o-mini --prompt "Summarise: {text}"
     """
     prices = prices_of(price)
-    if str(results) == "-":
+    if str(results) == STDOUT:
         fail("results are a file, beside which there is a journal: not -", USAGE)
     with told():
         pairs = parsed_metadata(metadata or ())
@@ -149,8 +149,12 @@ def run(
         results,
         {"full": full, "overwrite": overwrite, "batch_size": batch_size, "in_flight": in_flight},
     )
-    done = run_async(lambda: job.work(options), interrupted=job.interrupted)
-    _tell(done, Usage.of(done.used, prices), as_json=as_json)
+    done = run_async(
+        lambda: job.work(options),
+        then="run the same command again: nothing is paid for twice",
+        interrupted=job.interrupted,
+    )
+    _tell(done, Usage.of(done.used, prices), Usage.of(done.earlier), as_json=as_json)
     raise typer.Exit(SOME_FAILED if done.failed else 0)
 
 
@@ -182,7 +186,7 @@ class _Job:
         say("the same command goes on from here; batches go on at the server meanwhile")
 
 
-def _tell(done: Finished, usage: Usage, *, as_json: bool) -> None:
+def _tell(done: Finished, usage: Usage, earlier: Usage, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -191,8 +195,11 @@ def _tell(done: Finished, usage: Usage, *, as_json: bool) -> None:
                 "answered": done.answered,
                 "failed": done.failed,
                 "usage": usage_json(usage),
+                "earlier": tokens_json(earlier),
             }
         )
-    say(f"{done.requests:,} requests: {done.answered:,} answered, {done.failed:,} failed; {done.results}")
-    for line in usage_lines(usage):
+    say(
+        f"{counted(done.requests, 'request')}: {done.answered:,} answered, {done.failed:,} failed; {done.results}"
+    )
+    for line in (*usage_lines(usage), *earlier_lines(earlier)):
         say(line)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from autobatcher.jobs.batches import Standing
+from autobatcher.jobs.disk import naming
 
 BATCH_COLUMNS = ("id", "status", "done/failed/total", "created", "endpoint", "file")
 BATCH_SPARE = ("file", "endpoint", "created")
@@ -72,4 +74,10 @@ def print_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], spare
     console = Console()
     made, width = table(rows, columns, spare, console.width if console.is_terminal else None)
     console.width = max(console.width, width)
-    console.print(made, crop=False)
+    put_rich(console, made, crop=False)
+
+
+def put_rich(console: Console, made: RenderableType, **options: Any) -> None:
+    """Something of rich's on stdout."""
+    with naming("<stdout>"):
+        console.print(made, **options)

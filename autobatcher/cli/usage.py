@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from autobatcher.cli.common import USAGE, fail, shown
+from autobatcher.display_state import counted
 from autobatcher.prices import Prices, parse_override
 from autobatcher.usage import Usage, UsageLine
 
@@ -62,9 +63,15 @@ def _line(line: UsageLine) -> str:
     return f"{said}{money(line.cost)}{_saved(line)}"
 
 
+def earlier_lines(usage: Usage) -> list[str]:
+    """A line for what was bought by earlier runs, if there is some: in which window is not known, and so no cost."""
+    return [f"of earlier runs, at what they paid: {_tokens(usage)}"] if usage.requests else []
+
+
 def _tokens(used: Usage | UsageLine) -> str:
     cached = f" ({used.cached_tokens:,} cached)" if used.cached_tokens else ""
-    return f"{used.requests:,} answers, {used.prompt_tokens:,} prompt{cached} + {used.completion_tokens:,} output tokens"
+    output = counted(used.completion_tokens, "output token")
+    return f"{counted(used.requests, 'answer')}, {used.prompt_tokens:,} prompt{cached} + {output}"
 
 
 def _saved(used: Usage | UsageLine) -> str:
@@ -72,6 +79,16 @@ def _saved(used: Usage | UsageLine) -> str:
     if cost is None or realtime is None or realtime <= cost:
         return ""
     return f", saved {money(realtime - cost)} ({(realtime - cost) / realtime:.0%}) against realtime"
+
+
+def tokens_json(used: Usage | UsageLine) -> dict[str, Any]:
+    """How many answers there are, and their tokens."""
+    return {
+        "requests": used.requests,
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "cached_tokens": used.cached_tokens,
+    }
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -92,11 +109,4 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def _sums(used: Usage | UsageLine) -> dict[str, Any]:
-    return {
-        "requests": used.requests,
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "cached_tokens": used.cached_tokens,
-        "cost": used.cost,
-        "realtime_cost": used.realtime_cost,
-    }
+    return {**tokens_json(used), "cost": used.cost, "realtime_cost": used.realtime_cost}

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from autobatcher.cli.common import INTERRUPTED, AsJson, print_json, say, told
+from autobatcher.cli.common import AsJson, print_json, put, say, told
 from autobatcher.cli.prepare import MaxBytes, MaxRequests
 from autobatcher.core.window import MAX_BYTES, MAX_LINES
+from autobatcher.display_state import counted
 from autobatcher.jobs.checking import Problem
 from autobatcher.jobs.checking import validate as problems_of
 
@@ -28,15 +29,14 @@ def validate(
 
     Shows the first 100 of a file and counts the rest; --json has all. Warnings are for what some servers take.
 
-    Exits with 0 if there are no errors, with 1 if there are. Example: autobatcher validate batches/*.jsonl
+    Exits with 0 if there are no errors, with 1 if there are.
+
+    Example: autobatcher validate batches/*.jsonl
     """
     errors = 0
     with told():
-        try:
-            for path in paths:
-                errors += _check(path, max_requests, max_bytes, as_json=as_json)
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+        for path in paths:
+            errors += _check(path, max_requests, max_bytes, as_json=as_json)
     raise typer.Exit(1 if errors else 0)
 
 
@@ -49,17 +49,13 @@ def _check(path: Path, max_requests: int, max_bytes: int, *, as_json: bool) -> i
         if as_json:
             print_json({"file": str(path), **problem._asdict()})
         elif count <= SHOWN:
-            print(_told(path, problem))
+            put(_told(path, problem))
     if count > SHOWN and not as_json:
-        print(f"{path}: and {count - SHOWN:,} more")
-    say(f"{path}: {_counted(errors, 'error')}, {_counted(count - errors, 'warning')}")
+        put(f"{path}: and {count - SHOWN:,} more")
+    say(f"{path}: {counted(errors, 'error')}, {counted(count - errors, 'warning')}")
     return errors
 
 
 def _told(path: Path, problem: Problem) -> str:
     place = str(path) if problem.line is None else f"{path}:{problem.line}"
     return f"{place}: {problem.severity}: {problem.message}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

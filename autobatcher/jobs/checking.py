@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from autobatcher.core.window import MAX_BYTES, MAX_LINES
+from autobatcher.display_state import counted
 from autobatcher.jobs.packing import weight_of
 from autobatcher.jobs.reading import BOM, FirstLines, fault, not_utf8
 
@@ -108,7 +109,9 @@ def validate(
             yield from checker.line(number, line)
     yield from checker.end()
     if size > max_bytes:
-        yield Problem(None, "error", "too_large", f"the file has {size:,} bytes, and may have {max_bytes:,}")
+        yield Problem(
+            None, "error", "too_large", f"the file has {counted(size, 'byte')}, and may have {max_bytes:,}"
+        )
 
 
 class _Fault(NamedTuple):
@@ -177,10 +180,10 @@ class _Checker:
         url, body = (None, None) if fields is None else (fields.get("url"), fields.get("body"))
         self._weight += weight_of(url, body) if isinstance(url, str) and isinstance(body, dict) else 1
         if before <= self._max_requests < self._weight:
-            what = "requests" if self._weight == self._requests else "inputs of embeddings"
+            what = "request" if self._weight == self._requests else "input"
             yield _error(
                 "too_many_requests",
-                f"from here on the file has more than {self._max_requests:,} {what}, the most that it may have",
+                f"from here on the file has more than {counted(self._max_requests, what)}, the most that it may have",
             )
 
     def _of_custom_id(self, number: int, fields: Mapping[str, Any]) -> Iterator[_Fault]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from autobatcher.errors import AutobatcherError
 from autobatcher.events import CallRetried
 from autobatcher.jobs.batches import Standing, list_batches, standing, status, submit
 from autobatcher.jobs.calls import PATIENCE, OnRetry, Tries, error_of, silent
+from autobatcher.jobs.disk import free_place, naming, replacing
 from autobatcher.jobs.items import InputError
 from autobatcher.runtime.upstream import Upstream, UpstreamError
 from autobatcher.usage import Bought, Meter, Tokens, added
@@ -134,7 +134,7 @@ async def results(
     batch_id: str,
     to: str | os.PathLike[str] | IO[bytes],
     *,
-    errors_to: str | os.PathLike[str] | None = None,
+    errors_to: str | os.PathLike[str] | IO[bytes] | None = None,
     overwrite: bool = False,
     patience: float = PATIENCE,
     on_retry: OnRetry = silent,
@@ -148,7 +148,7 @@ async def results(
         client: reaches the server.
         batch_id: the batch.
         to: where the lines of the output file go: a file, or a stream that is open.
-        errors_to: where those of the error file go; None: to the same place, after the others.
+        errors_to: where those of the error file go, likewise; None: to the same place, after the others.
         overwrite: whether files that are there are replaced; one that would have no lines is deleted then.
         patience: seconds for which a download may fail on end, in ways that may pass.
         on_retry: is told of such failures, and of readings of files that lag behind their batch.
@@ -172,48 +172,30 @@ async def results(
             return await _Reader(client, batch, patience, on_retry).read_into(outputs, errors)
 
 
-def free_place(path: Path, *, overwrite: bool) -> None:
-    """Make sure that a file may be written.
-
-    Raises:
-        FileExistsError: it is there.
-        OSError: its folder is not.
-    """
-    if not overwrite and path.exists():
-        raise FileExistsError(errno.EEXIST, "is there already; overwriting it has to be asked for", str(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-
-
 @contextmanager
 def written(
     to: str | os.PathLike[str] | IO[bytes], *, overwrite: bool, even_if_empty: bool = False
 ) -> Iterator[IO[bytes]]:
     """A file to write to, which gets to its place at the end, unless an error ends it."""
     if not isinstance(to, (str, os.PathLike)):
-        with tempfile.TemporaryFile(prefix="autobatcher-") as file:
+        with naming(tempfile.gettempdir()), tempfile.TemporaryFile(prefix="autobatcher-") as file:
             yield file
             file.seek(0)
-            while piece := file.read(COPY):
-                to.write(piece)
-            to.flush()
+            with naming(getattr(to, "name", "the stream")):
+                while piece := file.read(COPY):
+                    to.write(piece)
+                to.flush()
         return
     path = Path(to)
     free_place(path, overwrite=overwrite)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as temporary:
         with temporary.open("w+b") as file:
             yield file
             size = file.tell()
         free_place(path, overwrite=overwrite)
-        if size or even_if_empty:
-            temporary.replace(path)
-        else:
+        if not size and not even_if_empty:
+            temporary.unlink()
             path.unlink(missing_ok=True)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Reader:

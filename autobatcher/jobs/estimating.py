@@ -149,7 +149,7 @@ def estimate(
         moved: called now and then with how many bytes have been read.
 
     Raises:
-        InputError: the input is not what it should be.
+        InputError: the input is not what it should be, or has no requests.
     """
     tiktoken = _Tiktoken()
     prices = prices or Prices()
@@ -161,6 +161,8 @@ def estimate(
         if added is None:
             added = sums[item.url, model] = _Sum((count or tiktoken)(model))
         added.add(item.url, fields, output_tokens)
+    if not sums:
+        raise InputError(f"{source.path}: has no requests")
     return Estimate(
         tuple(added.line(url, model, base_url, prices) for (url, model), added in sums.items()),
         () if tiktoken.problem is None else (tiktoken.problem,),

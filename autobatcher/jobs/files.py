@@ -13,9 +13,10 @@ from openai.types import FileDeleted, FileObject
 
 from autobatcher.core.lifecycle import Step
 from autobatcher.core.outcomes import Trouble
+from autobatcher.errors import AutobatcherError
 from autobatcher.jobs.calls import PATIENCE, OnRetry, Tries, checked_id, error_of, paged, silent, understood
 from autobatcher.jobs.downloads import written
-from autobatcher.runtime.upstream import Upstream, UpstreamError
+from autobatcher.runtime.upstream import OddAnswerError, Upstream, UpstreamError
 
 
 def list_files(
@@ -87,8 +88,13 @@ async def delete_file(client: openai.AsyncOpenAI, file_id: str) -> FileDeleted:
 
     Raises:
         InputError: that is no id.
-        openai.OpenAIError: the server cannot be reached, or does not know the file.
+        openai.OpenAIError: the server cannot be reached, does not know the file, or does not say that it is deleted.
     """
     file_id = checked_id(file_id, "file")
     with understood():
-        return await client.files.delete(file_id)
+        answer: object = await client.files.delete(file_id)
+    if not isinstance(answer, FileDeleted):  # such as a proxy's page
+        raise OddAnswerError(f"the server's answer to the deletion of {file_id} could not be understood")
+    if answer.deleted is False:  # some servers do not say it
+        raise AutobatcherError(f"the server says that it has not deleted {file_id}")
+    return answer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import orjson
 
 from autobatcher.core.outcomes import Answer, CallFailed, LineFailed, Outcome, Unanswered
 from autobatcher.core.retry import is_success
+from autobatcher.jobs.disk import name_file, naming
 from autobatcher.jobs.items import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +56,17 @@ def output_line(number: int, custom_id: str, outcome: Outcome) -> bytes:
     return orjson.dumps(line) + b"\n"
 
 
+_OURS = re.compile(rb'\{"id":"batch_req_[0-9]+","custom_id":"')
+"""How a file of `output_line` begins."""
+
+
+def _check_ours(path: Path) -> None:
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not _OURS.match(file.read(64)):
+                raise InputError(f"{path}: has to make room for the answers as they come: move it away")
+
+
 def _failure(outcome: Outcome) -> tuple[str | None, str]:
     match outcome:
         case LineFailed(code, message):
@@ -74,10 +87,12 @@ class Results:
         path: is written anew.
 
     Raises:
+        InputError: what is there did not come of an earlier run.
         OSError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
+        _check_ours(path)
         self.path = path
         self._file = path.open("w+b")
         self._size = 0
@@ -92,7 +107,8 @@ class Results:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # of lines that no flush could write either, which that has said
+            self._file.close()
 
     def put(self, number: int, custom_id: str, outcome: Outcome) -> None:
         """Append what became of a request; `number` counts from 0 in the input."""
@@ -102,15 +118,20 @@ class Results:
             self._starts.extend([0] * missing)
         self._starts[number] = self._size + 1
         self._size += len(line)
-        self._file.write(line)
+        try:
+            self._file.write(line)
+        except OSError as error:
+            name_file(error, self.path)
+            raise
 
     def flush(self) -> None:
         """Let readers of the file see all that there is."""
-        self._file.flush()
+        with naming(self.path):
+            self._file.flush()
 
     def lines(self) -> Iterator[bytes]:
         """The lines in the order of the input."""
-        self._file.flush()
+        self.flush()
         with self.path.open("rb") as file:
             at = -1
             for start in self._starts:

@@ -15,6 +15,7 @@ import msgspec
 from autobatcher.core.endpoints import model_name, weight
 from autobatcher.core.jsonl import encode_line
 from autobatcher.core.window import MAX_BYTES, MAX_LINES, Limits, OversizedError, Request, check_fits_any
+from autobatcher.jobs.disk import free_place, naming
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.reading import fault, nobody
 
@@ -58,6 +59,8 @@ def prepare(
         raise InputError(
             f"{to}: is in the input, where the next run would take the batch files for a part of it"
         )
+    if to.exists() and not to.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(to))
     to.mkdir(parents=True, exist_ok=True)
     name = path.name if path.is_dir() else path.stem
     limits = Limits(weight=max_requests, size=max_bytes)
@@ -89,7 +92,7 @@ class _File:
 
     def flush(self) -> None:
         if self.waiting:
-            with self.path.open("ab") as file:
+            with naming(self.final, self.path), self.path.open("ab") as file:
                 file.writelines(self.waiting)
             self.waiting.clear()
 
@@ -143,16 +146,10 @@ class _Packer:
 
     def _new(self) -> _File:
         final = self._final(len(self.files) + 1)
-        self._check_free(final)
+        free_place(final, overwrite=self._overwrite)
         file = _File(self._folder / final.name, final)
         self.files.append(file)
         return file
-
-    def _check_free(self, path: Path) -> None:
-        if not self._overwrite and path.exists():
-            raise FileExistsError(
-                errno.EEXIST, "is there already; overwriting it has to be asked for", str(path)
-            )
 
     def flush(self) -> None:
         for file in self._open.values():
@@ -162,9 +159,10 @@ class _Packer:
     def publish(self) -> list[Path]:
         """Give the files their names."""
         for file in self.files:
-            self._check_free(file.final)
+            free_place(file.final, overwrite=self._overwrite)
         for file in self.files:
-            file.path.replace(file.final)
+            with naming(file.final, file.path):
+                file.path.replace(file.final)
         number = len(self.files) + 1
         while self._overwrite and (rest := self._final(number)).exists():
             rest.unlink()  # sent along with the new ones, it would be paid for

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from autobatcher.core.endpoints import model_name, weight
 from autobatcher.core.outcomes import Answer, CallFailed, Outcome
 from autobatcher.core.retry import is_success
 from autobatcher.core.window import MAX_LINES, OversizedError
+from autobatcher.errors import JournalError
 from autobatcher.jobs.calls import reach
-from autobatcher.jobs.downloads import free_place
+from autobatcher.jobs.disk import free_place, naming, replacing
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.outputs import Results, parquet_library
+from autobatcher.jobs.sources import files_below
 from autobatcher.usage import Bought, Meter, Tokens
 
 if TYPE_CHECKING:
@@ -34,8 +38,8 @@ FULL_WINDOW_SECONDS = 7 * 86_400.0
 """A file is packed until it is full or the input is at its end, however slowly that is read."""
 
 TICK_SECONDS = 0.25
-AT_ONCE = 100
-"""Requests that are read without a pause: some milliseconds."""
+TURN_SECONDS = 0.01
+"""For how long requests are read before all else in the event loop has its turn; images are large, and slow to read."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Finished:
         results: the file.
         requests: as many as there were in the input.
         answered, failed: what became of them.
-        used: the tokens of all answers, those that earlier runs bought included, for `autobatcher.usage.Usage.of`.
+        used: the tokens of the answers that this run bought, for `autobatcher.usage.Usage.of`.
+        earlier: those of the answers that the journal had, and of batches that earlier runs had made, which may have had
+            another completion window.
     """
 
     results: Path
@@ -73,6 +79,7 @@ class Finished:
     answered: int
     failed: int
     used: Mapping[Bought, Tokens]
+    earlier: Mapping[Bought, Tokens]
 
 
 async def run(
@@ -105,10 +112,11 @@ async def run(
 
     Raises:
         FileExistsError: `results` is there.
-        InputError: the input is not what it should be; what comes before that place may be under way, and is kept.
-        JournalError: the journal cannot be used; another run may have it.
+        InputError: the input is not what it should be, or has no requests; what comes before that place may be under
+            way, and is kept. Or `RESULTS.partial` is there, and not of an earlier run.
+        JournalError: the journal cannot be used, as when another run has it, or be written.
         openai.APIError: the server cannot be reached, or refuses everything.
-        OSError: the results cannot be written.
+        OSError: the results, or the requests that wait on disk, cannot be written.
     """
     path = _free_place(results, source, overwrite=overwrite)
     options: dict[str, Any] = {"batch_size": batch_size, "batch_window_seconds": FULL_WINDOW_SECONDS}
@@ -118,9 +126,12 @@ async def run(
         parquet_library()
     client = client._apart(**options)  # noqa: SLF001 -- so that its calls are counted from the first again
     try:
-        return await _run(client, source, path, full=full, in_flight=in_flight, on_progress=on_progress)
+        job = await _run(
+            client, source, path, full=full, overwrite=overwrite, in_flight=in_flight, on_progress=on_progress
+        )
     finally:
         await client._collectors.close()  # noqa: SLF001 -- batches go on at the server, and are in the journal
+    return Finished(path, job.requests, job.answered, job.failed, job.bought.counts, job.earlier.counts)
 
 
 async def _run(
@@ -129,32 +140,39 @@ async def _run(
     path: Path,
     *,
     full: bool,
+    overwrite: bool,
     in_flight: int,
     on_progress: Callable[[Progress], object],
-) -> Finished:
+) -> _Job:
     read_again = source.columns is not None and not full
-    before = _state(source) if read_again else None
+    before = _state(source.path) if read_again else None
     with Results(_beside(path, ".partial")) as partial:
         job = _Job(client, source, partial, in_flight, on_progress)
         await job.work()
         if job.unreached is not None and not job.answered:
             raise job.unreached
-        if read_again and _state(source) != before:
+        if read_again and _state(source.path) != before:
             raise InputError(
                 f"{source.path} was changed meanwhile, so that answers cannot be put beside its rows; they are in the"
                 " journal, and the same command makes results of the input as it is now"
             )
-        ordered = _beside(path, ".ordered")
-        await anyio.to_thread.run_sync(lambda: partial.write_ordered(ordered, source, path.suffix, full=full))
-        ordered.replace(path)
+        if job.requests:
+            with replacing(path) as ordered:
+                await anyio.to_thread.run_sync(
+                    lambda: partial.write_ordered(ordered, source, path.suffix, full=full)
+                )
+                free_place(path, overwrite=overwrite)
     partial.path.unlink()
-    return Finished(path, job.requests, job.answered, job.failed, job.meter.counts)
+    if not job.requests:
+        raise InputError(f"{source.path}: has no requests")
+    return job
 
 
-def _state(source: Source) -> tuple[float, ...]:
-    """What changes when the input does."""
-    found = source.path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino, source.size
+def _state(path: Path) -> int:
+    """What changes when the input does, be it a file or those of a folder."""
+    names = sorted(files_below(path)) if path.is_dir() else [""]
+    stats = (path.joinpath(name).stat() for name in names)
+    return hash((*names, *((found.st_size, found.st_mtime_ns, found.st_ino) for found in stats)))
 
 
 def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:
@@ -172,12 +190,13 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 class _Row:
-    """What the core answers to in place of a caller."""
+    """What the core answers to in place of a caller; `bought`: by this run."""
 
-    __slots__ = ("custom_id", "job", "model", "number")
+    __slots__ = ("bought", "custom_id", "job", "model", "number")
 
     def __init__(self, job: _Job, number: int, custom_id: str, model: str) -> None:
         self.job, self.number, self.custom_id, self.model = job, number, custom_id, model
+        self.bought = False
 
     def set(self, outcome: Outcome) -> None:
         self.job.settle(self, outcome)
@@ -206,8 +225,9 @@ class _Job:
         self._models: dict[str, str] = {}
         self.requests = self.answered = self.failed = 0
         self.unreached: Exception | None = None
-        self.meter = Meter()
-        self._count = self.meter.counter(str(client.base_url), client._options.completion_window)  # noqa: SLF001
+        self.bought, self.earlier = Meter(), Meter()
+        how = str(client.base_url), client._options.completion_window  # noqa: SLF001 -- as above
+        self._count_bought, self._count_earlier = self.bought.counter(*how), self.earlier.counter(*how)
 
     async def work(self) -> None:
         """Read, submit, and wait for the last outcome."""
@@ -229,6 +249,7 @@ class _Job:
 
     async def _submit_all(self, collector: Collector, driver: Driver) -> None:
         reached = False
+        turn = time.monotonic() + TURN_SECONDS
         for item in self._source.items(self._moved):
             self._submit(item, collector, driver)
             if self._pending and not reached:
@@ -237,8 +258,9 @@ class _Job:
             if self._pending >= self._in_flight:
                 driver.flush()  # what waits for a full file may be all there is
                 await self._until_pending(self._in_flight * 9 // 10)
-            elif not self.requests % AT_ONCE:
+            if time.monotonic() >= turn:
                 await anyio.lowlevel.checkpoint()
+                turn = time.monotonic() + TURN_SECONDS
             self._check()
         self._complete = True
 
@@ -252,22 +274,24 @@ class _Job:
         model = model_name(fields)
         model = self._models.setdefault(model, model)
         path = _below_version(item.url)
-        entry = collector.entry(
-            path,
-            model,
-            item.body,
-            weight=weight(path, fields),
-            retries=self._client.max_retries,
-            fields=fields,
-            on_disk=True,
-        )
         row = _Row(self, self.requests, item.custom_id, model)
         self.requests += 1
         self._pending += 1
         try:
-            driver.submit(entry, row)
+            with naming(tempfile.gettempdir()):
+                entry = collector.entry(
+                    path,
+                    model,
+                    item.body,
+                    weight=weight(path, fields),
+                    retries=self._client.max_retries,
+                    fields=fields,
+                    on_disk=True,
+                )
+                followed = driver.submit(entry, row)
         except OversizedError as error:
             raise InputError(f"{self._source.path}: {item.custom_id}: {error}") from None
+        row.bought = followed is entry and entry.place is not None  # else an earlier run has, or the journal
 
     def settle(self, row: _Row, outcome: Outcome) -> None:
         """The core's answer for a row."""
@@ -276,11 +300,16 @@ class _Job:
         self._pending -= 1
         if isinstance(outcome, Answer) and is_success(outcome.status):
             self.answered += 1
-            self._count(row.model, outcome.body)
+            count = self._count_bought if row.bought else self._count_earlier
+            count(row.model, outcome.body)
         else:
             self.failed += 1
         if isinstance(outcome, CallFailed) and isinstance(outcome.cause, Exception):
             self.unreached = outcome.cause
+            if isinstance(
+                outcome.cause, JournalError
+            ):  # what it cost is kept at the server, for the next run
+                self._broken = outcome.cause
         try:
             self._partial.put(row.number, row.custom_id, outcome)
         except Exception as error:  # noqa: BLE001 -- the core is not to end by what its callers do
@@ -321,8 +350,8 @@ class _Job:
 
 
 def _only(error: Exception) -> Exception:
-    """What a task group raised, if it was one thing."""
-    while (inner := getattr(error, "exceptions", None)) and len(inner) == 1:
+    """What a task group raised, or the first of several such things."""
+    while inner := getattr(error, "exceptions", None):
         error = inner[0]
     return error
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from autobatcher.display_state import counted
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.outputs import parquet_library
 from autobatcher.jobs.reading import FirstLines, fault, nobody, numbered_lines, text_of
@@ -281,7 +282,7 @@ class CsvTable(Table):
         for number, cells in records:
             if len(cells) != len(names):
                 raise InputError(
-                    f"{self.path}:{number}: the row has {len(cells)} cells, the header {len(names)}"
+                    f"{self.path}:{number}: the row has {counted(len(cells), 'cell')}, the header {len(names)}"
                 )
             yield Row(f"{self.path}:{number}", dict(zip(names, cells, strict=True)))
 
@@ -395,7 +396,7 @@ class FolderTable(Table):
         return self.path
 
     def _bytes(self) -> int:
-        self._files = sorted(_files(self.path))
+        self._files = sorted(files_below(self.path))
         return sum((self.path / name).stat().st_size for name in self._files)
 
     def _read(self, moved: Callable[[int], object], only: Sequence[str] | None) -> Iterator[Row]:
@@ -416,7 +417,7 @@ class FolderTable(Table):
         return "".join(lines)
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
     """Paths below the folder, with slashes, of all files that are not hidden."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

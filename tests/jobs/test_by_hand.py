@@ -11,74 +11,17 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from autobatcher.cli import build_app
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
-
-CHAT = "/v1/chat/completions"
+from tests.jobs.command import Ran, autobatcher, batch_file, environment, line, process
 
 NOBODY = "http://127.0.0.1:9/v1"
 """Where no server listens."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-def _environment(server: Serving | str, key: str) -> dict[str, str]:
-    url = server if isinstance(server, str) else server.base_url
-    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
-
-
-def process(server: Serving | str, *arguments: object, key: str = "k") -> Ran:
-    """Run the command as a process of its own."""
-    given = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))
-    }
-    ran = subprocess.run(
-        [sys.executable, "-m", "autobatcher", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env={**given, **_environment(server, key)},
-    )
-    said = Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
-    assert "Traceback" not in said.err
-    return said
-
-
-def autobatcher(server: Serving | str, *arguments: object, key: str = "k", **env: str) -> Ran:
-    """Run the command in this process, which takes a hundredth of the time."""
-    ran = CliRunner().invoke(build_app(), list(map(str, arguments)), env={**_environment(server, key), **env})
-    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
-    return Ran(ran.exit_code, ran.stdout, ran.stderr)
-
-
-def line(name: str, text: str = "Say it.", url: str = CHAT) -> bytes:
-    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
-    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": body}).encode() + b"\n"
-
-
-def batch_file(folder: Path, lines: Iterable[bytes], name: str = "in.jsonl") -> Path:
-    path = folder / name
-    path.write_bytes(b"".join(lines))
-    return path
 
 
 def read(path: Path) -> list[Any]:
@@ -288,7 +231,7 @@ def test_one_id_that_is_unknown_does_not_keep_the_others_from_being_cancelled(
     assert ended(slow, name).code == 1
     left = autobatcher(slow, "retry", name, "--dry-run")
     assert (left.code, left.out) == (0, "")
-    assert "1 requests to send again (0 failed, 1 without a result); 0 are answered" in left.err
+    assert "1 request to send again (0 failed, 1 without a result); 0 answered" in left.err
     lines = autobatcher(slow, "retry", name, "-o", "-")
     assert lines.out.encode() == line("a")
     assert autobatcher(slow, "retry", name, "-o", tmp_path / "left.jsonl").code == 0
@@ -499,7 +442,7 @@ def test_a_lost_answer_to_a_creation_makes_one_batch(tmp_path: Path) -> None:
 def on_terminal(server: Serving, *arguments: object, columns: int) -> tuple[int, str]:
     """Run the command with stdout and stderr on a terminal; what that was sent."""
     ours, theirs = os.openpty()
-    env = {**os.environ, **_environment(server, "k"), "COLUMNS": str(columns), "TERM": "xterm"}
+    env = {**os.environ, **environment(server, "k"), "COLUMNS": str(columns), "TERM": "xterm"}
     command = [sys.executable, "-m", "autobatcher", *map(str, arguments)]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=env) as child:
         os.close(theirs)

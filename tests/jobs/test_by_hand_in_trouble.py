@@ -27,7 +27,7 @@ from autobatcher.jobs.batches import (
     watch,
 )
 from autobatcher.jobs.downloads import Remaining, UnreadError, remaining, results, retry
-from autobatcher.jobs.files import get_file, list_files
+from autobatcher.jobs.files import delete_file, get_file, list_files
 from autobatcher.local import LocalBatchAPI, LocalConfig
 from tests.client.scripted import (
     DAY,
@@ -573,3 +573,41 @@ async def test_a_retry_of_a_retry_names_its_own(tmp_path: Path) -> None:
             assert other is not None
             assert other.metadata == {"retry_of": batch.id}
             batch = other
+
+
+@pytest.mark.parametrize(
+    ("status_code", "means_none"),
+    [(404, True), (405, True), (501, True), (400, False), (403, False), (500, False)],
+)
+async def test_only_some_answers_mean_that_there_is_no_list_of_batches(
+    path: Path, status_code: int, *, means_none: bool
+) -> None:
+    server = Server(Fate(write=each({"text 0": refused(400)})), content=shows_inputs(path))
+    async with running(server) as client:
+        batch = await submit(client, path)
+        server.scripts["list"] = always(answers(status_code))
+        if means_none:
+            assert await retry(client, batch.id) is not None
+        else:
+            with pytest.raises(openai.APIStatusError):
+                await retry(client, batch.id)
+    assert server.sizes == ([5, 1] if means_none else [5])
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        (answers(200, {"id": "file-1", "object": "file", "deleted": False}), "not deleted file-1"),
+        (page(), "could not be understood"),
+        (answers(404), "404"),
+    ],
+)
+async def test_what_is_not_deleted_is_not_said_to_be(how: Action, error: str) -> None:
+    async with running(Server(other=always(how))) as client:
+        with pytest.raises(openai.OpenAIError, match=error):
+            await delete_file(client, "file-1")
+
+
+async def test_a_server_that_does_not_say_whether_a_file_is_deleted_is_believed() -> None:
+    async with running(Server(other=always(answers(200, {"id": "file-1"})))) as client:
+        assert (await delete_file(client, "file-1")).id == "file-1"

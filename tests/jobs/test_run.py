@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import openai
 import orjson
 import pytest
@@ -17,7 +20,9 @@ from autobatcher import BatchOpenAI
 from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
 from autobatcher.jobs.items import InputError, Item
 from autobatcher.jobs.outputs import told, write_table
-from autobatcher.jobs.running import Progress, run
+from autobatcher.jobs.running import TURN_SECONDS, Progress, run
+from autobatcher.jobs.sources import open_source
+from autobatcher.jobs.template import Template
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
 from autobatcher.usage import Tokens
 
@@ -180,6 +185,50 @@ async def test_input_that_changes_meanwhile_is_no_table_of_results(server: Servi
         with pytest.raises(InputError, match="was changed meanwhile"):
             await run(client, source, tmp_path / "out.csv")
         await run(client.with_options(on_event=None), source, tmp_path / "out.csv")
+
+
+async def test_each_file_of_a_folder_is_looked_at_for_changes(server: Serving, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    file = folder / "deep" / "a.txt"
+    file.write_text("one")
+    changed = file.stat().st_mtime_ns + 1
+    source = open_source(folder, Template("m", "{file}"))
+    async with client_for(server, on_event=lambda _: os.utime(file, ns=(changed, changed))) as client:
+        with pytest.raises(InputError, match="was changed meanwhile"):
+            await run(client, source, tmp_path / "out.csv")
+        await run(client.with_options(on_event=None), source, tmp_path / "out.csv")
+
+
+class Slow(Listed):
+    """Each of its requests takes longer to read than may be read without a pause; `at` has others' turns before each."""
+
+    turns = 0
+
+    def items(self, moved: Callable[[int], object] = lambda _: None) -> Iterator[Item]:
+        self.at = []
+        for item in super().items(moved):
+            self.at.append(self.turns)
+            time.sleep(2 * TURN_SECONDS)
+            yield item
+
+    async def count(self) -> None:
+        while True:
+            self.turns += 1
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_requests_that_are_slow_to_read_leave_the_event_loop_its_turns(
+    server: Serving, tmp_path: Path
+) -> None:
+    source = Slow(tmp_path / "in", [ask(number) for number in range(20)])
+    async with client_for(server) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(source.count)
+        done = await run(client, source, tmp_path / "out.jsonl")
+        tasks.cancel_scope.cancel()
+    assert done.answered == 20
+    # Trio has tasks take their turns in any order: one may have two in a row.
+    assert all(later > earlier for earlier, later in zip(source.at, source.at[2:], strict=False))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

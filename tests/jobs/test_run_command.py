@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import openai
 import pytest
 
 from autobatcher.local import LocalConfig, Serving, serve_in_thread
+from tests.jobs.command import Ran, autobatcher
 
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))},
@@ -125,6 +126,111 @@ def test_a_batch_file_becomes_the_lines_of_an_output_file(server: Serving, tmp_p
     assert [line["custom_id"] for line in lines(tmp_path / "out.jsonl")] == [f"c-{n}" for n in range(20)]
 
 
+def test_what_earlier_runs_bought_has_no_price_of_this_run(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "texts.csv", "a", "b", "c")
+    ask = ("-o", tmp_path / "out.csv", "--model", "m", "--prompt", "{text}", "--price", "m=1,1", "--json")
+    first = run(server, path, *ask)
+    assert first.returncode == 0, first.stderr
+    table(path, "a", "b", "c", "d")
+    done = run(server, path, *ask, "--overwrite", "--window", "1h")
+    assert done.returncode == 0, done.stderr
+    told, before = json.loads(done.stdout), json.loads(first.stdout)
+    assert [(line["completion_window"], line["requests"]) for line in told["usage"]["lines"]] == [("1h", 1)]
+    assert "m (1h): 1 answer, " in done.stderr
+    assert told["answered"] == 4
+    assert before["earlier"]["requests"] == 0
+    assert told["earlier"] == {name: before["usage"][name] for name in told["earlier"]}
+    assert "of earlier runs, at what they paid: 3 answers, " in done.stderr
+
+
+def test_a_batch_of_an_earlier_run_is_not_of_this_one(tmp_path: Path) -> None:
+    path = batch_file(tmp_path / "in.jsonl", 20)
+    with serve_in_thread(LocalConfig(latency_seconds=0.5, concurrency=4)) as server:
+        process = subprocess.Popen(
+            command(server, path, "-o", tmp_path / "out.jsonl"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + PATIENCE
+        while not bought(server):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.kill()
+        process.wait(PATIENCE)
+        done = run(server, path, "-o", tmp_path / "out.jsonl", "--window", "1h", "--json")
+        assert bought(server) == 20
+    told = json.loads(done.stdout)
+    assert (told["usage"]["requests"], told["earlier"]["requests"]) == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("in.csv", b""), ("in.csv", b"text\n"), ("in.jsonl", b""), ("in.jsonl", b"\n"), ("in.txt", b"\n\n")],
+)
+def test_an_input_without_requests_is_usage_everywhere(
+    server: Serving, tmp_path: Path, name: str, content: bytes
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    ask = ("--model", "m", "--prompt", "{text}")
+    for ran in (
+        run(server, path, "-o", tmp_path / "out.csv", *ask),
+        autobatcher(server, "prepare", path, "-o", tmp_path / "batches", *ask),
+        autobatcher(server, "estimate", path, *ask),
+        autobatcher(server, "submit", path),
+    ):
+        code, said = (ran.code, ran.err) if isinstance(ran, Ran) else (ran.returncode, ran.stderr)
+        assert code == 2, said
+        assert name in said
+    assert not (tmp_path / "out.csv").exists()
+    assert not (tmp_path / "out.csv.partial").exists()
+
+
+def test_files_of_the_names_of_temporary_ones_stay(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "texts.csv", "a")
+    ask = ("-o", tmp_path / "out.csv", "--model", "m", "--prompt", "{text}")
+    mine = tmp_path / "out.csv.ordered"
+    mine.write_text("mine")
+    partial = tmp_path / "out.csv.partial"
+    for content in ("mine", '{"id": "batch_req_x", "custom_id": "a"}\n'):
+        partial.write_text(content)
+        done = run(server, path, *ask, "--overwrite")
+        assert done.returncode == 2
+        assert "out.csv.partial" in done.stderr
+        assert partial.read_text() == content
+    partial.unlink()
+    assert run(server, path, *ask).returncode == 0
+    assert mine.read_text() == "mine"
+    assert {file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")} == {
+        "texts.csv",
+        "out.csv",
+        "out.csv.ordered",
+        "out.csv.journal",
+    }
+
+
+def test_parquet_from_end_to_end(server: Serving, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    parquet.write_table(pa.table({"n": [1, None, 3], "text": ["a", "b", None]}), path)
+    done = run(server, path, "-o", out, "--model", "m", "--prompt", "{n}: {text}!")
+    assert done.returncode == 0, done.stderr
+    found = parquet.read_table(out)
+    assert found.schema.field("n").type == pa.int64()
+    assert found.column("n").to_pylist() == [1, None, 3]
+    for answer, asked in zip(found.column("answer").to_pylist(), ("1: a!", ": b!", "3: !"), strict=True):
+        assert asked in answer
+
+
+def test_a_row_of_20_mb(server: Serving, tmp_path: Path) -> None:
+    path = table(tmp_path / "texts.csv", "small", "x" * 20_000_000)
+    done = run(server, path, "-o", tmp_path / "out.csv", "--model", "m", "--prompt", "{id}", "--full")
+    assert done.returncode == 0, done.stderr
+    done = run(server, path, "-o", tmp_path / "all.csv", "--model", "m", "--prompt", "[[refuse]]{text}")
+    assert done.returncode == 1, done.stderr
+    csv.field_size_limit(2**30)
+    assert [len(row["text"]) for row in rows(tmp_path / "all.csv")] == [5, 20_000_000]
+
+
 def test_tools_and_schemas_go_from_file_to_result(server: Serving, tmp_path: Path) -> None:
     path = table(tmp_path / "in.csv", "Oslo", "Lima")
     schema = tmp_path / "schema.json"
@@ -210,7 +316,18 @@ def test_errors_of_the_user_and_of_the_server(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path: Path) -> None:
+def in_the_background() -> None:
+    """As a shell without job control starts programs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("number", "before"),
+    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, in_the_background)],
+)
+def test_an_interrupted_run_says_how_to_go_on_and_the_same_command_does(
+    tmp_path: Path, number: signal.Signals, before: Callable[[], None] | None
+) -> None:
     path = batch_file(tmp_path / "in.jsonl", 300)
     out = tmp_path / "out.jsonl"
     with serve_in_thread(LocalConfig(latency_seconds=0.05, concurrency=4)) as server:
@@ -219,9 +336,10 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path: Path) -> N
             env=ENVIRONMENT,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=before,  # noqa: PLW1509 -- which takes no lock
         )
         wait_for(tmp_path / "out.jsonl.partial", 50)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, told = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130, told
         assert "the same command goes on" in told

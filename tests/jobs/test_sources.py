@@ -189,7 +189,7 @@ def test_a_cell_may_be_large(tmp_path: Path) -> None:
         (b"", "in.csv: is empty"),
         (b"a,a\n", "in.csv:1: the column 'a' is there twice"),
         (b"a,b\n1,2\n", "in.csv: there is no column 'text'; there are 'a', 'b'"),
-        (b"text,b\n1,2\n1\n", "in.csv:3: the row has 1 cells, the header 2"),
+        (b"text,b\n1,2\n1\n", "in.csv:3: the row has 1 cell, the header 2"),
         (b'text,b\n"1\n2",2\n1,2,3\n', "in.csv:4: the row has 3 cells, the header 2"),
         (b'text\n"a', "in.csv:2: not CSV: unexpected end of data"),
         (b'text\n"a"b\n', "in.csv:2: not CSV"),

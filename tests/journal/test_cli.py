@@ -66,7 +66,9 @@ def test_it_exports_requests_and_answers_and_overwrites_nothing(path: Path, tmp_
     assert lines[1]["response"] is None
     code, said = run(path, "--export", to)
     assert code == 2
-    assert "exists" in said
+    assert "--overwrite" in said
+    assert run(path, "--export", to, "--overwrite")[0] == 0
+    assert run(path, "--export", "-") == (0, to.read_text("utf-8"))
 
 
 def test_it_exports_an_answer_with_nan_as_json(path: Path, tmp_path: Path) -> None:

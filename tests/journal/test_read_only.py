@@ -98,6 +98,6 @@ def test_what_cannot_be_seen_there_is_said_and_not_left_out(path: Path) -> None:
     crash(path)
     Path(f"{path}-shm").unlink()
     code, said = shown(path)
-    assert code == 2, said
+    assert code == 4, said
     assert "run.db-wal" in said
     assert "read-only" in said
