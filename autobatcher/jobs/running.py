@@ -241,8 +241,9 @@ class _Job:
                 driver.flush()
                 await self._until_pending(0)
                 tasks.cancel_scope.cancel()
-        except Exception as error:  # noqa: BLE001 -- such as a group of one
-            raise _only(error) from None
+        except Exception as group:  # noqa: BLE001 -- whatever it is
+            error = _only(group)
+            raise error from error.__cause__
         finally:
             self._over = True
         self._tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -37,21 +38,52 @@ def environment(server: Serving | str, key: str) -> dict[str, str]:
     return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
 
 
-def process(server: Serving | str, *arguments: object, key: str = "k") -> Ran:
-    """Run the command as a process of its own."""
+def process(
+    server: Serving | str,
+    *arguments: object,
+    key: str = "k",
+    file_size: int | None = None,
+    stdout: str | None = None,
+) -> Ran:
+    """Run the command as a process of its own.
+
+    Args:
+        server: or its base URL.
+        arguments: of the command.
+        key: for the server.
+        file_size: the most bytes that a file of the process can have, as on a disk that is full then.
+        stdout: a device that it goes to; "closed": nobody reads it.
+    """
     given = {
         name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))
     }
+    command = [sys.executable, "-m", "autobatcher", *map(str, arguments)]
+    env = {**given, **environment(server, key)}
+    if stdout == "closed":
+        ours, theirs = os.pipe()
+        os.close(ours)
+    else:
+        theirs = subprocess.PIPE if stdout is None else os.open(stdout, os.O_WRONLY)
     ran = subprocess.run(
-        [sys.executable, "-m", "autobatcher", *map(str, arguments)],
-        capture_output=True,
+        command,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
         check=False,
         timeout=60,
-        env={**given, **environment(server, key)},
+        env=env,
+        preexec_fn=None if file_size is None else functools.partial(_limit, file_size),
     )
-    said = Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+    if theirs != subprocess.PIPE:
+        os.close(theirs)
+    said = Ran(ran.returncode, (ran.stdout or b"").decode(), ran.stderr.decode())
     assert "Traceback" not in said.err
     return said
+
+
+def _limit(size: int) -> None:
+    import resource  # noqa: PLC0415 -- not every system has it
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def autobatcher(server: Serving | str, *arguments: object, key: str = "k", **env: str) -> Ran:
