@@ -31,9 +31,9 @@ from autobatcher.cli.common import (
     stdout_or,
     told,
 )
-from autobatcher.cli.tables import BATCH_COLUMNS, BATCH_SPARE, batch_row, print_table, printable, table
+from autobatcher.cli.tables import BATCH_COLUMNS, BATCH_SPARE, batch_row, print_table, table
 from autobatcher.cli.usage import GivenPrices, prices_of, usage_lines
-from autobatcher.display_state import counted
+from autobatcher.display_state import counted, printable
 from autobatcher.errors import AutobatcherError
 from autobatcher.events import CallRetried
 from autobatcher.jobs import batches, downloads

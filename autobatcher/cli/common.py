@@ -21,6 +21,7 @@ import anyio
 import openai
 import typer
 
+from autobatcher.display_state import printable
 from autobatcher.errors import JournalError
 from autobatcher.jobs.disk import naming
 from autobatcher.jobs.items import InputError
@@ -43,6 +44,9 @@ STDOUT = "-"
 """In place of a file's name."""
 
 NOT_FOUND = 404
+
+SAID = 500
+"""Characters of what a server says is wrong that are told."""
 
 DOUBLEWORD = "https://api.doubleword.ai/v1"
 
@@ -165,7 +169,8 @@ def told(then: str = "run the same command again") -> Iterator[None]:
     except (InputError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         fail(_text(error), USAGE)
     except openai.APIStatusError as error:
-        fail(f"the server answered {error.status_code}: {error.message}{_hint(error)}", SERVER)
+        said = printable(" ".join(error.message.split()))[:SAID]  # it may be the page of a proxy
+        fail(f"the server answered {error.status_code}: {said}{_hint(error)}", SERVER)
     except openai.APIConnectionError as error:  # whose cause may quote the key
         cause = error.__cause__
         why = "" if cause is None else f" ({type(cause).__name__})"

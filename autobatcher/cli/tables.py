@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from autobatcher.display_state import printable
 from autobatcher.jobs.batches import Standing
 from autobatcher.jobs.disk import naming
 
@@ -39,11 +40,6 @@ def told_time(seconds: object) -> str:
     if not isinstance(seconds, (int, float)) or not 0 < seconds < 2**33:
         return "-"
     return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def printable(text: object) -> str:
-    """A text of the server's without what would move a terminal's cursor."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
 
 
 def table(

@@ -20,7 +20,7 @@ from autobatcher.core.retry import is_success
 from autobatcher.core.window import MAX_LINES, OversizedError
 from autobatcher.errors import JournalError
 from autobatcher.jobs.calls import reach
-from autobatcher.jobs.disk import free_place, naming, replacing
+from autobatcher.jobs.disk import free_place, name_file, replacing
 from autobatcher.jobs.items import InputError, Item, Source
 from autobatcher.jobs.outputs import Results, parquet_library
 from autobatcher.jobs.sources import files_below
@@ -279,19 +279,21 @@ class _Job:
         self.requests += 1
         self._pending += 1
         try:
-            with naming(tempfile.gettempdir()):
-                entry = collector.entry(
-                    path,
-                    model,
-                    item.body,
-                    weight=weight(path, fields),
-                    retries=self._client.max_retries,
-                    fields=fields,
-                    on_disk=True,
-                )
-                followed = driver.submit(entry, row)
+            entry = collector.entry(
+                path,
+                model,
+                item.body,
+                weight=weight(path, fields),
+                retries=self._client.max_retries,
+                fields=fields,
+                on_disk=True,
+            )
+            followed = driver.submit(entry, row)
         except OversizedError as error:
             raise InputError(f"{self._source.path}: {item.custom_id}: {error}") from None
+        except OSError as error:
+            name_file(error, tempfile.gettempdir())  # where it waits
+            raise
         row.bought = followed is entry and entry.place is not None  # else an earlier run has, or the journal
 
     def settle(self, row: _Row, outcome: Outcome) -> None:

@@ -175,7 +175,9 @@ def test_files_are_listed_got_and_deleted(server: Serving, tmp_path: Path, ended
 # Servers that are not what they should be.
 
 Answer = Callable[[str, str], Any]
-"""By method and path, what is sent as JSON; None: there is nothing."""
+"""By method and path, what is sent as JSON; bytes are the text of an error."""
+
+UNKNOWN = b'{"error": {"message": "unknown"}}'
 
 
 @contextmanager
@@ -186,8 +188,8 @@ def answering(answer: Answer) -> Iterator[str]:
         def _answer(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
             found = answer(self.command, self.path.partition("?")[0])
-            content = json.dumps({"error": {"message": "unknown"}} if found is None else found).encode()
-            self.send_response(404 if found is None else 200)
+            content = found if isinstance(found, bytes) else json.dumps(found).encode()
+            self.send_response(404 if isinstance(found, bytes) else 200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
             self.end_headers()
@@ -207,10 +209,22 @@ def answering(answer: Answer) -> Iterator[str]:
         thread.join()
 
 
+def test_a_long_error_of_the_server_is_told_in_a_line() -> None:
+    with answering(
+        lambda _method, _path: b'{"error": {"message": "no\\u001b[2J %b"}}' % (b"x" * 100_000)
+    ) as url:
+        ran = autobatcher(url, "list")
+    assert ran.code == 3
+    assert ran.err.startswith("autobatcher: the server answered 404: ")
+    assert "x" * 300 in ran.err
+    assert ran.err.removesuffix("\n").isprintable()
+    assert len(ran.err) < 1_000
+
+
 def test_a_file_that_the_server_has_not_deleted_is_3() -> None:
     def answer(method: str, path: str) -> Any:
         name = path.rpartition("/")[2]
-        return {"id": name, "object": "file", "deleted": name != "file-1"} if method == "DELETE" else None
+        return {"id": name, "object": "file", "deleted": name != "file-1"} if method == "DELETE" else UNKNOWN
 
     with answering(answer) as url:
         ran = autobatcher(url, "files", "delete", "file-1", "file-2", "--json")
@@ -254,7 +268,7 @@ def test_answers_that_stay_away_are_3_and_again_buys_them(
             return {"object": "list", "data": [batch], "has_more": False}
         if path == "/v1/files/file-1/content":
             return json.loads(line("a"))
-        return {"/v1/batches/batch_1": batch}.get(path)
+        return {"/v1/batches/batch_1": batch}.get(path, UNKNOWN)
 
     with answering(answer) as url:
         for options in ([], ["--dry-run"], ["-o", tmp_path / "left.jsonl"]):
