@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from autobatcher._http import httpx
 from autobatcher.local.model import answer
-from autobatcher.local.wire import decode, error_body
+from autobatcher.local.wire import decode
+from autobatcher.wire import error_body
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -21,7 +21,8 @@ from autobatcher.local.bodies import body_of
 from autobatcher.local.model import MODELS
 from autobatcher.local.store import TERMINAL
 from autobatcher.local.uploads import receive_upload
-from autobatcher.local.wire import ApiError, decode, encode, error_body, new_id
+from autobatcher.local.wire import ApiError, decode, encode, new_id
+from autobatcher.wire import error_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -12,7 +12,8 @@ from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
 
-from autobatcher.local.wire import ENDPOINTS, error_body
+from autobatcher.local.wire import ENDPOINTS
+from autobatcher.wire import error_body
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from autobatcher.wire import error_body
+
 ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings", "/v1/responses")
 """The endpoints that are answered, in batches and at once."""
 
@@ -21,14 +23,6 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.body = error_body(status, message, param=param, code=code)
-
-
-def error_body(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """OpenAI's error object: {"error": {"message", "type", "param", "code"}}."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 -- HTTP's class
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def new_id(prefix: str) -> str:

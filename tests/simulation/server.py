@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from autobatcher.local import LocalBatchAPI, LocalConfig
 from autobatcher.local.answers import Answer, answer_now
-from autobatcher.local.wire import error_body
+from autobatcher.wire import error_body
 from tests.simulation.ledger import InputFile, Ledger, ServerBatch
 from tests.simulation.plan import BatchFate, Plan
 
