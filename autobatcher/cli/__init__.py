@@ -22,6 +22,7 @@ COMMANDS = {
     "cancel": "batches:cancel",
     "retry": "batches:retry",
     "files": "files:files",
+    "serve": "serve:serve",
     "local": "local:local",
     "demo": "demo:demo",
     "estimate": "estimate:estimate",
@@ -29,7 +30,7 @@ COMMANDS = {
 }
 """In the order in which the help lists them: the module here, and the function (or Typer application) in it."""
 
-_EXTRAS = frozenset({"typer", "rich", "starlette", "uvicorn", "python_multipart"})
+_EXTRAS = frozenset({"typer", "rich", "starlette", "uvicorn", "python_multipart", "prometheus_client"})
 
 
 def build_app() -> Typer:

@@ -84,7 +84,7 @@ def connection(base_url: str | None, api_key: str | None) -> dict[str, str]:
     """The arguments `base_url` and `api_key` of a client; the process ends with `USAGE` if there is no key."""
     base_url = server_of(base_url) if not api_key else base_url or os.environ.get("OPENAI_BASE_URL") or None
     if base_url is not None:
-        _check_url(base_url)
+        check_url(base_url)
     theirs = base_url is not None and base_url.rstrip("/") == DOUBLEWORD
     key = api_key or (theirs and os.environ.get("DOUBLEWORD_API_KEY")) or os.environ.get("OPENAI_API_KEY")
     key = (key or "").strip()
@@ -95,7 +95,8 @@ def connection(base_url: str | None, api_key: str | None) -> dict[str, str]:
     return {"api_key": key} if base_url is None else {"api_key": key, "base_url": base_url}
 
 
-def _check_url(base_url: str) -> None:
+def check_url(base_url: str) -> None:
+    """End with `USAGE` if this is no address of a server."""
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query

@@ -1,0 +1,191 @@
+"""`autobatcher serve`: an OpenAI-compatible proxy whose callers share batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autobatcher.cli.common import INTERRUPTED, SERVER, USAGE, BaseUrl, check_url, fail, say, server_of, told
+from autobatcher.core.window import MAX_LINES
+from autobatcher.serve.config import LOOPBACK, MAX_BODY, MAX_WAITING, ServeConfig
+
+if TYPE_CHECKING:
+    from autobatcher.serve.serving import Serving
+
+
+def serve(
+    *,
+    base_url: BaseUrl = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="AUTOBATCHER_SERVE_API_KEY",
+            show_envvar=True,
+            help="The key for it, for all callers (default: each caller's own header Authorization is passed on; what"
+            " is of different keys shares nothing). Other users of this machine can see what is on a command line.",
+        ),
+    ] = None,
+    serve_key: Annotated[
+        str | None,
+        typer.Option(
+            "--serve-key",
+            metavar="KEY",
+            envvar="AUTOBATCHER_SERVE_KEY",
+            show_envvar=True,
+            help="What callers must send: in the header X-Serve-Key, or with --api-key as their API key. Without one"
+            " only programs on this machine may call.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; another than loopback needs --serve-key.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = 8080,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            "--journal",
+            metavar="FILE",
+            dir_okay=False,
+            help="Keep requests and answers here: started again, the proxy goes on where it was.",
+        ),
+    ] = None,
+    keep_alive: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-alive",
+            metavar="SECONDS",
+            min=0.1,
+            help="Send callers that wait this long, and as often, white space, which JSON allows, so that nothing on"
+            " the way hangs up. The price: the status is 200 by then, also of what turns out an error. Streams get"
+            " comments this often, by default every 15 s.",
+        ),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace",
+            metavar="SECONDS",
+            min=0,
+            help="When told to stop, deliver what comes within this time, and send the others away with 503.",
+        ),
+    ] = 5.0,
+    max_body: Annotated[
+        int, typer.Option("--max-body", metavar="BYTES", min=1, help="The largest body of a batched request.")
+    ] = MAX_BODY,
+    max_waiting: Annotated[
+        int | None,
+        typer.Option(
+            "--max-waiting",
+            min=1,
+            help=f"The most callers that wait at a time; one more gets 429 (default: {MAX_WAITING:,}, or as many as the"
+            " system's limit of open files allows).",
+        ),
+    ] = None,
+    window: Annotated[
+        str,
+        typer.Option(
+            "--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."
+        ),
+    ] = "24h",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MAX_LINES, help="Requests that close a batch at once.")
+    ] = 1000,
+    batch_window: Annotated[
+        float,
+        typer.Option(
+            "--batch-window-seconds",
+            min=0,
+            help="How long a batch stays open for more after its first request.",
+        ),
+    ] = 1.0,
+    poll_interval: Annotated[
+        float,
+        typer.Option("--poll-interval-seconds", min=0.01, help="Seconds between polls of a young batch."),
+    ] = 5.0,
+    max_active_batches: Annotated[
+        int | None,
+        typer.Option("--max-active-batches", min=1, help="The most batches at the server at a time."),
+    ] = None,
+    max_enqueued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."
+        ),
+    ] = None,
+) -> None:
+    """Serve an OpenAI-compatible API whose callers share batches, whatever their language and process.
+
+    Chat completions, embeddings and responses go into batches, and each caller waits for its own answer, as a stream if
+    it asks for one; everything else is passed on to the server. SIGTERM and Ctrl-C stop it in order. /health and
+    /metrics say how it is doing.
+
+    Exit codes: 0 stopped by SIGTERM, 2 usage, 3 it cannot listen or did not start, 130 stopped by Ctrl-C.
+
+    Example: autobatcher serve --journal proxy.db --port 8080
+    """
+    from autobatcher.serve.serving import room  # noqa: PLC0415 -- needs uvicorn, of which main() tells
+    from autobatcher.serve.serving import serve as serve_proxy  # noqa: PLC0415 -- as above
+
+    if host not in LOOPBACK and serve_key is None:
+        fail(
+            f"--host {host} lets others in: give --serve-key (or AUTOBATCHER_SERVE_KEY), too, which they then send",
+            USAGE,
+        )
+    url = server_of(base_url)
+    if url is not None:
+        check_url(url)
+    options: dict[str, Any] = {
+        "completion_window": window,
+        "batch_size": batch_size,
+        "batch_window_seconds": batch_window,
+        "poll_interval_seconds": poll_interval,
+        "max_active_batches": max_active_batches,
+        "max_enqueued_tokens": max_enqueued_tokens,
+    }
+    possible = room(max_waiting or MAX_WAITING)
+    if max_waiting is not None and possible < max_waiting:
+        say(f"autobatcher: the system's limit of open files allows {possible:,} waiting callers at most")
+    _log_to_stderr()
+    try:
+        config = ServeConfig(
+            base_url=url,
+            api_key=api_key or None,
+            serve_key=serve_key or None,
+            journal=journal,
+            keep_alive_seconds=keep_alive,
+            max_body_bytes=max_body,
+            max_waiting=possible if max_waiting is None else max_waiting,
+            grace_seconds=grace,
+            options=options,
+        )
+    except ValueError as error:
+        fail(str(error), USAGE)
+
+    def on_start(serving: Serving) -> None:
+        print(f"base_url={serving.base_url} (Ctrl+C stops it)", file=sys.stderr, flush=True)
+
+    try:
+        with told():
+            serve_proxy(config, host=host, port=port, on_start=on_start)
+    except RuntimeError as error:
+        fail(str(error), SERVER)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _log_to_stderr() -> None:
+    """What happens to batches, a line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("autobatcher")
+    logger.addHandler(handler)
+    logger.setLevel(os.environ.get("AUTOBATCHER_LOG", "INFO").upper())

@@ -1,0 +1,265 @@
+"""Requests that are on their way, and the connections that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import openai
+
+from autobatcher.core.outcomes import Answer
+from autobatcher.errors import BatchError
+from autobatcher.serve.replies import Refused, error_reply
+
+if TYPE_CHECKING:
+    from starlette.types import Receive
+
+    from autobatcher.serve.bodies import Asked
+    from autobatcher.serve.deliveries import Deliveries
+
+DEAD = 60.0
+"""Seconds after which a connection that has gone without a word is found dead (`autobatcher.serve.serving` sees to it)."""
+
+PATIENCE = DEAD + 15.0
+"""For how long a retry waits for the connection of its earlier attempt to be found dead."""
+
+MOST_NAMED = 10_000
+"""Idempotency keys of finished requests that are remembered, to refuse them for another body."""
+
+Ask = Callable[[str], Coroutine[Any, Any, Answer]]
+"""Asks the client; the same text means the same request."""
+
+
+class Connection:
+    """A caller that waits.
+
+    Attributes:
+        gone: whether it has hung up.
+        dismissed: whether the proxy stops.
+    """
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.dismissed = False
+        self._woken = asyncio.Event()
+
+    async def watch(self, receive: Receive) -> None:
+        """Note when it hangs up."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Something has changed."""
+        self._woken.set()
+
+    def dismiss(self) -> None:
+        """It is to be sent away."""
+        self.dismissed = True
+        self._woken.set()
+
+    async def woken(self, seconds: float | None) -> bool:
+        """Wait until something changes; False after that many seconds."""
+        try:
+            await asyncio.wait_for(self._woken.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        self._woken.clear()
+        return True
+
+
+class Exchange:
+    """One request on its way.
+
+    Args:
+        attempt: how often its SDK has asked before.
+
+    Attributes:
+        heir: a later attempt, which waits for the end of this one.
+        connections: those who wait for the answer.
+        delivered: whether one of them has it.
+    """
+
+    def __init__(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.heir: Exchange | None = None
+        self.delivered = False
+        self.connections: set[Connection] = set()
+        self._over = asyncio.Event()
+        self._task: asyncio.Task[Answer]
+        self._finish: Callable[[], object]
+
+    def start(self, coroutine: Coroutine[Any, Any, Answer], finish: Callable[[], object]) -> None:
+        """Begin; `finish` is called when nobody waits any more, and the request has come to its end or is let go."""
+        self._finish = finish
+        self._task = asyncio.create_task(coroutine)
+        self._task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Answer]) -> None:
+        if not task.cancelled():
+            task.exception()  # it is told to those who wait, if there are any
+        for connection in self.connections:
+            connection.wake()
+        if not self.connections:
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to something."""
+        return self._task.done()
+
+    def answer(self) -> Answer:
+        """What it has come to.
+
+        Raises:
+            Exception: of the client.
+        """
+        return self._task.result()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left for a later caller: a connection has the answer, or there is none to come."""
+        if self._task.cancelled():
+            return False
+        error = self._task.exception()
+        if error is None:
+            return self.delivered
+        final = (BatchError, openai.APIStatusError, ValueError, RecursionError)
+        return isinstance(error, final)
+
+    async def over(self, seconds: float) -> None:
+        """Wait for its end, but no longer than that."""
+        try:
+            await asyncio.wait_for(self._over.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+    def leave(self, connection: Connection) -> None:
+        """That one waits no more; when nobody does, the client is told so, which keeps what is in a batch."""
+        self.connections.discard(connection)
+        if self.connections:
+            return
+        if self.done:
+            self._end()
+        else:
+            self._task.cancel()
+
+
+class _Named(msgspec.Struct, eq=False):
+    """A request with an idempotency key; `exchange` is None when it is over."""
+
+    digest: bytes
+    exchange: Exchange | None
+
+
+class Exchanges:
+    """All requests that are on their way.
+
+    Args:
+        deliveries: tells equal requests apart.
+    """
+
+    def __init__(self, deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
+        self._open: dict[bytes, list[Exchange]] = {}
+        self._named: OrderedDict[bytes, _Named] = OrderedDict()
+
+    def join(
+        self, asked: Asked, ask: Ask, *, scope: str, attempt: int, idempotency: str | None
+    ) -> Exchange:
+        """The exchange for a request: that of an earlier caller with the same idempotency key, or a new one.
+
+        Args:
+            asked: the request.
+            ask: makes the call.
+            scope: whose it is.
+            attempt: how often the caller's SDK has asked before.
+            idempotency: the key.
+
+        Raises:
+            Refused: the idempotency key was that of another request.
+        """
+        if idempotency is not None:
+            return self._named_one(asked, ask, scope, idempotency)
+        name = _digest(scope, asked.digest)
+        exchange = Exchange(attempt)
+        earlier = self._earlier(name, exchange) if attempt else None
+        equal = self._open.setdefault(name, [])
+        equal.append(exchange)
+        number: list[int] = []
+
+        async def numbered() -> Answer:
+            if earlier is not None:
+                await earlier.over(PATIENCE)
+            number.append(self._deliveries.take(name))
+            return await ask(f"{name.hex()}/{number[0]}")
+
+        def finish() -> None:
+            equal.remove(exchange)
+            if not equal:
+                self._open.pop(name, None)
+            if number and exchange.settled:
+                self._deliveries.delivered(name, number[0])
+            elif number:
+                self._deliveries.given_back(name, number[0])
+
+        exchange.start(numbered(), finish)
+        return exchange
+
+    def _earlier(self, name: bytes, heir: Exchange) -> Exchange | None:
+        """What may be the earlier attempt of this retry, whose connection is not known to be dead yet."""
+        for exchange in self._open.get(name, ()):
+            if exchange.attempt < heir.attempt and exchange.heir is None:
+                exchange.heir = heir
+                return exchange
+        return None
+
+    def _named_one(self, asked: Asked, ask: Ask, scope: str, idempotency: str) -> Exchange:
+        key = _digest(scope, idempotency.encode())
+        named = self._named.get(key)
+        if named is None:
+            named = self._named[key] = _Named(asked.digest, None)
+            self._forget()
+        elif named.digest != asked.digest:
+            message = "This idempotency key was used with another request."
+            reply = error_reply(400, message, kind="idempotency_error", code="idempotency_key_reused")
+            raise Refused(reply, "idempotency")
+        self._named.move_to_end(key)
+        earlier = named.exchange
+        if earlier is not None and earlier.connections:
+            return earlier
+        exchange = named.exchange = Exchange(0)
+
+        async def after() -> Answer:
+            if earlier is not None:  # which nobody waits for any more: it is about to end
+                await earlier.over(PATIENCE)
+            return await ask(f"key:{idempotency}")
+
+        exchange.start(after(), lambda: self._named_is_over(named, exchange))
+        return exchange
+
+    def _named_is_over(self, named: _Named, exchange: Exchange) -> None:
+        if named.exchange is exchange:
+            named.exchange = None
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was used least lately, and is over."""
+        while len(self._named) > MOST_NAMED:
+            key, named = next(iter(self._named.items()))
+            if named.exchange is not None:
+                return  # there are as many as may wait
+            del self._named[key]
+
+
+def _digest(scope: str, what: bytes) -> bytes:
+    return hashlib.blake2b(scope.encode() + b"\0" + what, digest_size=16).digest()
