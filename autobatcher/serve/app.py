@@ -89,6 +89,7 @@ class Proxy:
             exception_handlers={HTTPException: _not_found, Exception: _failed},
             lifespan=self._lifespan,
         )
+        self.app.router.redirect_slashes = False
 
     def _note(self, event: object) -> None:
         self._metrics.note(event)  # type: ignore[arg-type] # an event
