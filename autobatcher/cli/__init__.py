@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -49,12 +50,26 @@ def build_app() -> Typer:
     )
     for name, place in COMMANDS.items():
         module, attribute = place.split(":")
-        command = getattr(import_module(f"autobatcher.cli.{module}"), attribute)
+        try:
+            command = getattr(import_module(f"autobatcher.cli.{module}"), attribute)
+        except ModuleNotFoundError as error:  # it may need another extra than those that are there
+            if not _is_of_an_extra(error):
+                raise
+            command = partial(_missing, error)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
             app.command(name, epilog=EXIT_CODES)(command)
     return app
+
+
+def _is_of_an_extra(error: ModuleNotFoundError) -> bool:
+    return (error.name or "").split(".")[0] in _EXTRAS
+
+
+def _missing(error: ModuleNotFoundError) -> NoReturn:
+    """Needs what is not installed."""
+    sys.exit(f'autobatcher: {error.name} is not installed: pip install "autobatcher[all]"')
 
 
 def main() -> None:
@@ -66,9 +81,9 @@ def main() -> None:
 
         app = build_app()
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRAS:
+        if not _is_of_an_extra(error):
             raise
-        sys.exit(f'autobatcher: {error.name} is not installed: pip install "autobatcher[all]"')
+        _missing(error)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     try:
         app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import sys
@@ -10,12 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autobatcher.cli.common import INTERRUPTED, SERVER, USAGE, BaseUrl, check_url, fail, say, server_of, told
+from autobatcher.cli.common import INTERRUPTED, SERVER, USAGE, BaseUrl, check_url, fail, say, server_of
 from autobatcher.core.window import MAX_LINES
+from autobatcher.errors import JournalError
 from autobatcher.serve.config import LOOPBACK, MAX_BODY, MAX_WAITING, ServeConfig
 
 if TYPE_CHECKING:
     from autobatcher.serve.serving import Serving
+
+
+class OnDeadline(str, enum.Enum):
+    """What a caller gets at its deadline."""
+
+    RAISE = "raise"
+    REALTIME = "realtime"
+
+
+class OnExpired(str, enum.Enum):
+    """What becomes of a request whose batch expires."""
+
+    RESUBMIT = "resubmit"
+    REALTIME = "realtime"
+    RAISE = "raise"
 
 
 def serve(
@@ -26,7 +43,7 @@ def serve(
         typer.Option(
             "--api-key",
             metavar="KEY",
-            envvar="AUTOBATCHER_SERVE_API_KEY",
+            envvar="AUTOBATCHER_UPSTREAM_API_KEY",
             show_envvar=True,
             help="The key for it, for all callers (default: each caller's own header Authorization is passed on; what"
             " is of different keys shares nothing). Other users of this machine can see what is on a command line.",
@@ -121,6 +138,28 @@ def serve(
             "--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."
         ),
     ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            "--deadline-seconds",
+            min=0.01,
+            help="How long a caller waits at most (default: as long as it takes).",
+        ),
+    ] = None,
+    on_deadline: Annotated[
+        OnDeadline,
+        typer.Option(
+            "--on-deadline", help="What it gets then: the error 504, or the answer of a realtime call."
+        ),
+    ] = OnDeadline.RAISE,
+    on_expired: Annotated[
+        OnExpired,
+        typer.Option(
+            "--on-expired",
+            help="What becomes of a request whose batch expires: it goes into another, into a realtime call, or its"
+            " caller gets the error.",
+        ),
+    ] = OnExpired.RESUBMIT,
 ) -> None:
     """Serve an OpenAI-compatible API whose callers share batches, whatever their language and process.
 
@@ -150,6 +189,9 @@ def serve(
         "poll_interval_seconds": poll_interval,
         "max_active_batches": max_active_batches,
         "max_enqueued_tokens": max_enqueued_tokens,
+        "deadline_seconds": deadline,
+        "on_deadline": on_deadline.value,
+        "on_expired": on_expired.value,
     }
     possible = room(max_waiting or MAX_WAITING)
     if max_waiting is not None and possible < max_waiting:
@@ -174,8 +216,11 @@ def serve(
         print(f"base_url={serving.base_url} (Ctrl+C stops it)", file=sys.stderr, flush=True)
 
     try:
-        with told():
-            serve_proxy(config, host=host, port=port, on_start=on_start)
+        serve_proxy(config, host=host, port=port, on_start=on_start)
+    except JournalError as error:
+        fail(str(error), USAGE)
+    except OSError as error:
+        fail(f"cannot listen on {host}:{port}: {error.strerror or error}", SERVER)
     except RuntimeError as error:
         fail(str(error), SERVER)
     except KeyboardInterrupt:

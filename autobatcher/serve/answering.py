@@ -207,15 +207,13 @@ class Answering:
             await sending.more(in_stream(reply))
         else:
             await sending.more(reply.body)
-        await asyncio.sleep(0)  # by then a connection that is found dead is known to be
+        await sending.taken()
         if not connection.gone:
             exchange.delivered = exchange.delivered or exchange.done
             await sending.end()
 
 
-def _ask(
-    client: Batching, made: Asked, headers: Mapping[str, str], name: str
-) -> Coroutine[Any, Any, Answer]:
+def _ask(client: Batching, made: Asked, headers: Mapping[str, str], name: str) -> Coroutine[Any, Any, Answer]:
     return client._exchange(  # noqa: SLF001 -- this package's own client
         made.path, made.body, made.fields, headers=headers, idempotency=name
     )

@@ -6,7 +6,6 @@ import asyncio
 import os
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from autobatcher.serve.callers import Clients, Door, Identity, passed_on
 from autobatcher.serve.deliveries import Deliveries
 from autobatcher.serve.metrics import CONTENT_TYPE, Metrics
 from autobatcher.serve.passthrough import Passthrough
-from autobatcher.serve.replies import JSON, Refused, Reply, error_reply, stopping
+from autobatcher.serve.replies import JSON, Refused, Reply, error_reply
 from autobatcher.serve.sending import Sending
 
 if TYPE_CHECKING:
@@ -74,9 +73,7 @@ class Proxy:
         clients = Clients(self._client)
         self._clients = clients
         self._metrics = Metrics(lambda: self._answering.waiting, lambda: self._client.usage)
-        self._answering = Answering(
-            config, clients, self._identify, self._metrics, self._deliveries
-        )
+        self._answering = Answering(config, clients, self._identify, self._metrics, self._deliveries)
         self._passing = Passthrough(str(self._client.base_url), self._own)
         self._door = Door(config)
         self._dismissal: asyncio.TimerHandle | None = None
@@ -127,11 +124,9 @@ class Proxy:
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whatever is asked below /v1."""
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        headers = Headers(scope=scope)
         try:
-            self._door.check(headers)
-            if not raw.startswith(PREFIX) or {".", ".."} & set(scope["path"].split("/")):
-                raise Refused(_invalid_url(scope["method"], scope["path"]), "not found")
+            self._door.check(Headers(scope=scope))
+            _check_path(scope, raw)
         except Refused as refused:
             self._metrics.refused(refused.reason)
             await Sending(send).whole(refused.reply)
@@ -171,6 +166,12 @@ class _Below:
 
 def _response(reply: Reply) -> Response:
     return Response(reply.body, reply.status, reply.headers, media_type=reply.content_type)
+
+
+def _check_path(scope: Scope, raw: bytes) -> None:
+    """Refuse a way out of what is below the upstream's base URL."""
+    if not raw.startswith(PREFIX) or {".", ".."} & set(scope["path"].split("/")):
+        raise Refused(_invalid_url(scope["method"], scope["path"]), "not found")
 
 
 def _invalid_url(method: str, path: str) -> Reply:

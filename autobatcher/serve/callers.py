@@ -106,9 +106,7 @@ def passed_on(headers: Headers) -> Identity:
     """
     key = bearer(headers)
     if key is None or not (key.isascii() and key.isprintable()):
-        message = (
-            "This proxy passes your key on, and there is none: send it in the header Authorization: Bearer KEY."
-        )
+        message = "This proxy passes your key on, and there is none: send it in the header Authorization: Bearer KEY."
         raise Refused(error_reply(401, message, code="invalid_api_key"), "no key")
     return Identity.of(key, headers.get(ORGANIZATION), headers.get(PROJECT))
 

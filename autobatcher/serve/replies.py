@@ -12,7 +12,13 @@ import openai
 
 from autobatcher._http import httpx
 from autobatcher.core.outcomes import Answer
-from autobatcher.errors import BatchError, ClientClosedError, JournalError, RequestTooLargeError
+from autobatcher.errors import (
+    BatchError,
+    ClientClosedError,
+    DeadlineError,
+    JournalError,
+    RequestTooLargeError,
+)
 from autobatcher.wire import error_body
 
 _log = logging.getLogger("autobatcher")
@@ -111,21 +117,8 @@ def _header(value: str) -> str:
 def reply_for(error: BaseException) -> Reply:
     """What a caller gets whose request came to this."""
     match error:
-        case Refused():
-            return error.reply
-        case BatchError():
-            code = error.code if isinstance(error.code, str) else None
-            return error_reply(502, error.message, code=code or "batch_failed", headers=NO_MORE)
-        case openai.APIResponseValidationError():
-            return error_reply(502, "The upstream's answer is none that could be used.", headers=NO_MORE)
-        case openai.APIStatusError():
-            return _of_a_call(error.response)
-        case openai.APITimeoutError():
-            return error_reply(504, "There was no answer in time.", code="timeout", headers=NO_MORE)
-        case openai.APIConnectionError():
-            return error_reply(
-                502, "The upstream cannot be reached.", code="upstream_unreachable", headers=NO_MORE
-            )
+        case openai.APIError():
+            return _of_upstream(error)
         case ClientClosedError():
             return stopping()
         case RequestTooLargeError():
@@ -138,6 +131,23 @@ def reply_for(error: BaseException) -> Reply:
         case _:
             _log.error("a request failed unexpectedly", exc_info=error)
             return error_reply(500, "The proxy had an error; its log says which.")
+
+
+def _of_upstream(error: openai.APIError) -> Reply:
+    match error:
+        case BatchError():
+            code = error.code if isinstance(error.code, str) else None
+            return error_reply(502, error.message, code=code or "batch_failed", headers=NO_MORE)
+        case openai.APIStatusError():
+            return _of_a_call(error.response)
+        case openai.APITimeoutError():
+            message = error.message if isinstance(error, DeadlineError) else "There was no answer in time."
+            return error_reply(504, message, code="timeout", headers=NO_MORE)
+        case openai.APIConnectionError():
+            message = "The upstream cannot be reached."
+            return error_reply(502, message, code="upstream_unreachable", headers=NO_MORE)
+        case _:
+            return error_reply(502, "The upstream's answer is none that could be used.", headers=NO_MORE)
 
 
 _KEPT = ("x-request-id", "retry-after", "retry-after-ms", "www-authenticate")

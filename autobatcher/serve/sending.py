@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,13 @@ class Sending:
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def more(self, body: bytes) -> None:
-        """Send a part of the body; this waits while the other side takes nothing."""
+        """Send a part of the body, once the other side has taken most of what was sent before."""
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def taken(self) -> None:
+        """Wait until most of what was sent is taken, or the connection has turned out to be dead."""
+        await self.more(b"")
+        await asyncio.sleep(0)
 
     async def end(self) -> None:
         """That was all."""

@@ -173,9 +173,7 @@ class Exchanges:
         self._open: dict[bytes, list[Exchange]] = {}
         self._named: OrderedDict[bytes, _Named] = OrderedDict()
 
-    def join(
-        self, asked: Asked, ask: Ask, *, scope: str, attempt: int, idempotency: str | None
-    ) -> Exchange:
+    def join(self, asked: Asked, ask: Ask, *, scope: str, attempt: int, idempotency: str | None) -> Exchange:
         """The exchange for a request: that of an earlier caller with the same idempotency key, or a new one.
 
         Args:

@@ -46,13 +46,13 @@ class Model:
     def __init__(self) -> None:
         self.may_answer = threading.Event()
         self.asked: Counter[str] = Counter()
+        self._unlimited = anyio.CapacityLimiter(1000)
         self.app = Starlette(routes=[Route("/v1/{path:path}", self._answer, methods=["POST"])])
 
     async def _answer(self, request: Request) -> Response:
         body = json.loads(await request.body())
         self.asked[prompt_of(body)] += 1
-        while not self.may_answer.is_set():
-            await anyio.sleep(0.01)
+        await anyio.to_thread.run_sync(self.may_answer.wait, limiter=self._unlimited)
         status, answered, _ = answer_now(f"/v1/{request.path_params['path']}", body, now=int(time.time()))
         return JSONResponse(answered, status)
 

@@ -7,6 +7,8 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from typing_extensions import Self
+
 from tests.serve.conftest import SOON
 
 KEY = "sk-of-a-caller"
@@ -39,7 +41,7 @@ class Raw:
         self.socket.connect((url.hostname, url.port))
         self.received = b""
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

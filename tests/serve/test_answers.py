@@ -86,9 +86,7 @@ def test_streams_of_chat(client: openai.OpenAI) -> None:
 
 
 def test_streams_of_responses(client: openai.OpenAI) -> None:
-    kinds = [
-        event.type for event in client.responses.create(model="local-chat", input="hello", stream=True)
-    ]
+    kinds = [event.type for event in client.responses.create(model="local-chat", input="hello", stream=True)]
     assert kinds[0] == "response.created"
     assert "response.output_text.delta" in kinds
     assert kinds[-1] == "response.completed"
@@ -112,7 +110,9 @@ def test_an_error_that_may_pass_was_retried_in_batches_and_is_not_retried_over_h
     ):
         client.chat.completions.create(**chat("[[error:429]]"))
     assert sum(upstream.api.executed.values()) == 3  # at first, and in two more batches
-    assert metrics(serving)['autobatcher_requests_failed_total{endpoint="chat/completions",status="429"}'] == 1
+    assert (
+        metrics(serving)['autobatcher_requests_failed_total{endpoint="chat/completions",status="429"}'] == 1
+    )
 
 
 def test_all_else_is_passed_through(client: openai.OpenAI, upstream: Upstream) -> None:

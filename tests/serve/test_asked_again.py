@@ -106,9 +106,12 @@ def test_the_sdks_own_retries_attach(held: Held) -> None:
         proxy(held) as serving,
         openai.OpenAI(base_url=serving.base_url, api_key=KEY, timeout=1.0, max_retries=8) as client,
     ):
-        answering = threading.Thread(
-            target=lambda: (until(lambda: metrics(serving).get(LEFT, 0) >= 2, "retries"), held.answer())
-        )
+
+        def answer() -> None:
+            until(lambda: metrics(serving).get(LEFT, 0) >= 2, "it has tried again, twice")
+            held.answer()
+
+        answering = threading.Thread(target=answer)
         answering.start()
         assert client.chat.completions.create(**chat("retried")).choices
         answering.join()
@@ -218,7 +221,9 @@ def command(held: Held, journal: Path, *options: str) -> Iterator[tuple[subproce
     try:
         said = process.stderr.readline()
         assert said.startswith("base_url="), said + process.stderr.read()
-        reading = threading.Thread(target=process.stderr.read)  # or it would stand still, once the pipe is full
+        reading = threading.Thread(
+            target=process.stderr.read
+        )  # or it would stand still, once the pipe is full
         reading.start()
         yield process, said.removeprefix("base_url=").split()[0]
     finally:

@@ -104,7 +104,9 @@ def test_a_response_that_has_begun_is_cut_when_the_proxy_stops(held: Held) -> No
         caller.ask("chat/completions", chat("hello"))
         caller.until(b"1\r\n \r\n")
         stopping.close()
-        assert not caller.all().endswith(b"0\r\n\r\n")  # so the connection is lost to the caller, who asks again
+        assert not caller.all().endswith(
+            b"0\r\n\r\n"
+        )  # so the connection is lost to the caller, who asks again
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_when_the_proxy_stops(held: Held) -> None:

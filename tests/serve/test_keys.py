@@ -189,7 +189,9 @@ def test_invented_keys_take_no_lasting_memory() -> None:
         ({"host": "[::1]:80"}, 200),
     ],
 )
-def test_web_pages_may_not_call_a_proxy_without_a_key(held: Held, headers: dict[str, str], status: int) -> None:
+def test_web_pages_may_not_call_a_proxy_without_a_key(
+    held: Held, headers: dict[str, str], status: int
+) -> None:
     held.answer()
     with proxy(held, api_key=OWN) as serving:
         assert ask(serving, "x", **headers).status_code == status
