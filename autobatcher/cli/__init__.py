@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -55,7 +55,7 @@ def build_app() -> Typer:
         except ModuleNotFoundError as error:  # it may need another extra than those that are there
             if not _is_of_an_extra(error):
                 raise
-            command = partial(_missing, error)
+            command = _that_says(error)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
@@ -67,8 +67,15 @@ def _is_of_an_extra(error: ModuleNotFoundError) -> bool:
     return (error.name or "").split(".")[0] in _EXTRAS
 
 
-def _missing(error: ModuleNotFoundError) -> NoReturn:
-    """Needs what is not installed."""
+def _that_says(error: ModuleNotFoundError) -> Callable[[], None]:
+    def missing() -> None:
+        _end(error)
+
+    missing.__doc__ = f"Needs {error.name}, which is not installed."
+    return missing
+
+
+def _end(error: ModuleNotFoundError) -> NoReturn:
     sys.exit(f'autobatcher: {error.name} is not installed: pip install "autobatcher[all]"')
 
 
@@ -83,7 +90,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if not _is_of_an_extra(error):
             raise
-        _missing(error)
+        _end(error)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     try:
         app()

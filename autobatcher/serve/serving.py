@@ -112,8 +112,8 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
         RuntimeError: it did not start.
         KeyboardInterrupt: it was ended so.
     """
-    proxy = Proxy(config)
     with _listening(host, port) as (listener, origin):
+        proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
         # uvicorn ends in order and then raises the signal once more, which would end the process.
@@ -125,8 +125,8 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
 @contextmanager
 def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0) -> Iterator[Serving]:
     """Serve from a thread of its own while the context lasts; port 0 takes a free one."""
-    proxy = Proxy(config)
     with _listening(host, port) as (listener, origin):
+        proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
         with running_in_thread(server, listener, "autobatcher-serve"):

@@ -12,16 +12,15 @@ from typer.testing import CliRunner, Result
 from autobatcher.cli import build_app
 from autobatcher.journal import SqliteJournal
 
-NO_KEYS: dict[str, Any] = {
-    name: None
-    for name in (
+NO_KEYS: dict[str, Any] = dict.fromkeys(
+    (
         "OPENAI_BASE_URL",
         "OPENAI_API_KEY",
         "DOUBLEWORD_API_KEY",
         "AUTOBATCHER_UPSTREAM_API_KEY",
         "AUTOBATCHER_SERVE_KEY",
     )
-}
+)
 
 
 def serve(*arguments: object) -> Result:
