@@ -81,10 +81,6 @@ def _usage(body: bytes) -> _Usage | None:
         return None
 
 
-def _some(count: int) -> int:
-    return count if 0 < count <= MOST else 0
-
-
 class Meter:
     """Counts the tokens of answers, in whatever thread they come."""
 
@@ -95,20 +91,28 @@ class Meter:
     def counter(self, base_url: str, window: str | None) -> Callable[[str, bytes], None]:
         """What counts the body of a successful answer to a request of a model; one that does not say is a request."""
         known: dict[str, list[int]] = {}
+        lock = self._lock
 
         def count(model: str, body: bytes) -> None:
+            prompt = completion = cached = 0
             usage = _usage(body)
-            with self._lock:
+            if usage is not None:  # without a function for each: it is done for every answer
+                prompt = usage.prompt_tokens or usage.input_tokens
+                completion = usage.completion_tokens or usage.output_tokens
+                details = usage.prompt_tokens_details or usage.input_tokens_details
+                if details is not None:
+                    cached = details.cached_tokens or 0
+            with lock:
                 sums = known.get(model)
                 if sums is None:
                     sums = known[model] = self._sums.setdefault(Bought(base_url, model, window), [0] * 4)
                 sums[0] += 1
-                if usage is not None:
-                    sums[1] += _some(usage.prompt_tokens or usage.input_tokens)
-                    sums[2] += _some(usage.completion_tokens or usage.output_tokens)
-                    details = usage.prompt_tokens_details or usage.input_tokens_details
-                    if details is not None:
-                        sums[3] += _some(details.cached_tokens or 0)
+                if 0 < prompt <= MOST:
+                    sums[1] += prompt
+                if 0 < completion <= MOST:
+                    sums[2] += completion
+                if 0 < cached <= MOST:
+                    sums[3] += cached
 
         return count
 
