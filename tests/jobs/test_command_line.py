@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,6 +174,24 @@ def test_files_are_listed_got_and_deleted(server: Serving, tmp_path: Path, ended
         assert "404" in gone.err
     assert not (tmp_path / "again.jsonl").exists()
     assert autobatcher(server, "files", "get", "a/b").code == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    path, to = tmp_path / "in.txt", tmp_path / "batches"
+    os.mkfifo(path)
+    command = ["prepare", path, "-o", to, "--model", "m", "--prompt", "{text}"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "autobatcher", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    with path.open("wb"):  # which waits until it is read, by then with nothing in it
+        assert list(to.iterdir())
+        started.send_signal(number)
+        _, said = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert not list(to.iterdir())
 
 
 # Servers that are not what they should be.
