@@ -11,7 +11,7 @@ from typing import Any
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 MAX_WAITING = 10_000
-"""Each takes a connection and some 50 kB while it waits."""
+"""Each takes a connection, and some 25 kB of memory while it waits: a machine for that many is a small one."""
 
 MAX_BODY = 10_000_000
 """As long as the longest line that Doubleword takes in a batch file; OpenAI names no limit but that of the file."""

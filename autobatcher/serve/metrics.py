@@ -11,7 +11,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event, RequestsResent
+from autobatcher.events import (
+    BatchProgressed,
+    BatchSettled,
+    BatchSubmitted,
+    Event,
+    RealtimeCalled,
+    RequestsOverdue,
+    RequestsResent,
+)
 
 if TYPE_CHECKING:
     from autobatcher.usage import Usage
@@ -45,6 +53,8 @@ class Metrics(Collector):
         self._batches: dict[str, tuple[str, int]] = {}
         self._settled: Counter[str] = Counter()
         self._resent = 0
+        self._overdue = 0
+        self._realtime: Counter[str] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -85,6 +95,10 @@ class Metrics(Collector):
                 self._settled[status if batch_id is not None else "not submitted"] += 1
             case RequestsResent(requests=requests):
                 self._resent += requests
+            case RequestsOverdue(requests=requests):
+                self._overdue += requests
+            case RealtimeCalled(reason=reason):
+                self._realtime[reason] += 1
             case _:
                 pass
 
@@ -114,6 +128,14 @@ class Metrics(Collector):
         )
         yield CounterMetricFamily(
             "autobatcher_requests_resent", "Requests that went into another batch.", value=self._resent
+        )
+        yield CounterMetricFamily(
+            "autobatcher_requests_overdue",
+            "Requests without an answer by their deadline.",
+            value=self._overdue,
+        )
+        yield self._counter(
+            "autobatcher_realtime_calls", "Realtime calls of batched requests.", ["reason"], self._realtime
         )
         yield self._counter(
             "autobatcher_requests_answered", "Batched requests with an answer.", ["endpoint"], self._answered

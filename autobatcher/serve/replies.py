@@ -31,7 +31,7 @@ BACK_SOON = 10
 NO_MORE = {"x-should-retry": "false"}
 """Tells SDKs that asking again would only buy the same again: batches have tried it as often as is of use.
 
-The SDKs for Python and Node obey it (source: `_should_retry` and `shouldRetry` there).
+The SDKs for Python and Node obey it (source: `_should_retry` in _base_client.py, `shouldRetry` in client.ts).
 """
 
 

@@ -188,8 +188,9 @@ def test_a_deadline_may_lead_to_a_realtime_call(held: Held) -> None:
         held.asked("late", 2)  # in the batch, and at once
         held.answer()
         assert caller.id()
-        tokens = [name for name in metrics(serving) if name.startswith("autobatcher_tokens_total")]
-        assert tokens
+        found = metrics(serving)
+    assert found["autobatcher_requests_overdue_total"] == 1
+    assert found['autobatcher_realtime_calls_total{reason="deadline"}'] == 1
 
 
 def test_health_and_metrics_shadow_nothing(serving: Serving, upstream: Upstream) -> None:
