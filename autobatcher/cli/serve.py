@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autobatcher.cli.common import INTERRUPTED, SERVER, USAGE, BaseUrl, check_url, fail, say, server_of
+from autobatcher.cli.common import SERVER, USAGE, BaseUrl, check_url, fail, say, server_of, told
 from autobatcher.core.window import MAX_LINES
-from autobatcher.errors import JournalError
 from autobatcher.serve.config import LOOPBACK, MAX_BODY, MAX_WAITING, ServeConfig
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def serve(
     it asks for one; everything else is passed on to the server. SIGTERM and Ctrl-C stop it in order. /health and
     /metrics say how it is doing.
 
-    Exit codes: 0 stopped by SIGTERM, 2 usage, 3 it cannot listen or did not start, 130 stopped by Ctrl-C.
+    After SIGTERM the exit code is 0; it is 3, too, if the address cannot be listened on.
 
     Example: autobatcher serve --journal proxy.db --port 8080
     """
@@ -215,16 +214,11 @@ def serve(
     def on_start(serving: Serving) -> None:
         print(f"base_url={serving.base_url} (Ctrl+C stops it)", file=sys.stderr, flush=True)
 
-    try:
-        serve_proxy(config, host=host, port=port, on_start=on_start)
-    except JournalError as error:
-        fail(str(error), USAGE)
-    except OSError as error:
-        fail(f"cannot listen on {host}:{port}: {error.strerror or error}", SERVER)
-    except RuntimeError as error:
-        fail(str(error), SERVER)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with told("start it again"):
+        try:
+            serve_proxy(config, host=host, port=port, on_start=on_start)
+        except RuntimeError as error:
+            fail(str(error), SERVER)
 
 
 def _log_to_stderr() -> None:

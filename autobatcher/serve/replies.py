@@ -96,17 +96,19 @@ _LEAST, _MOST = 200, 599
 
 def reply_to(answer: Answer) -> Reply:
     """The server's answer to a request, as it came."""
-    headers = {} if answer.request_id is None else {"x-request-id": _header(answer.request_id)}
     if not _LEAST <= answer.status <= _MOST:
-        return error_reply(
-            502, f"The batch gave the status {answer.status}, which is none of HTTP's.", headers=NO_MORE
-        )
+        return _odd_status(answer.status)
+    headers = {} if answer.request_id is None else {"x-request-id": _header(answer.request_id)}
     if answer.status >= 400:  # noqa: PLR2004 -- HTTP's errors
         headers |= NO_MORE
     if answer.body.startswith(b'"'):  # what was no JSON at the server, such as a page, travels as a string
         text: str = json.loads(answer.body)
         return Reply(answer.status, text.encode("utf-8", "replace"), headers, "text/plain; charset=utf-8")
     return Reply(answer.status, answer.body, headers)
+
+
+def _odd_status(status: int) -> Reply:
+    return error_reply(502, f"The upstream gave the status {status}, which is no answer's.", headers=NO_MORE)
 
 
 def _header(value: str) -> str:
@@ -155,6 +157,8 @@ _KEPT = ("x-request-id", "retry-after", "retry-after-ms", "www-authenticate")
 
 def _of_a_call(response: httpx.Response) -> Reply:
     """What the upstream said to a call for the batch: to its upload, say."""
+    if not _LEAST <= response.status_code <= _MOST:
+        return _odd_status(response.status_code)
     headers: dict[str, str] = {name: response.headers[name] for name in _KEPT if name in response.headers}
     return Reply(
         response.status_code,

@@ -108,8 +108,7 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
 
     Raises:
         JournalError: the journal cannot be used.
-        OSError: the address cannot be listened on.
-        RuntimeError: it did not start.
+        RuntimeError: the address cannot be listened on, or it did not start.
         KeyboardInterrupt: it was ended so.
     """
     with _listening(host, port) as (listener, origin):
@@ -135,7 +134,10 @@ def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0)
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
-    listener, origin = listen(host, port)
+    try:
+        listener, origin = listen(host, port)
+    except OSError as error:
+        raise RuntimeError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     with listener:
         _find_dead(listener)
         yield listener, origin

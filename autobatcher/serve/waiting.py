@@ -109,8 +109,9 @@ class Exchange:
             self._end()
 
     def _end(self) -> None:
-        self._over.set()
-        self._finish()
+        if not self._over.is_set():  # both the last to leave and the end itself may come first
+            self._over.set()
+            self._finish()
 
     @property
     def done(self) -> bool:
