@@ -19,7 +19,7 @@ import openai
 from autobatcher.local import Serving
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "cluster.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
 FOREIGN = ("OPENAI_", "AUTOBATCHER_", "RAY_")
 KEY = "let-me-in"
 """The serve key of those proxies that have one."""
@@ -28,10 +28,11 @@ ADDRESS = re.compile(r"base_url=(\S+)")
 
 
 def snippet(name: str) -> str:
-    """The code block of docs/cluster.md below the comment `<!-- cluster: NAME -->`, as it stands."""
+    """The documentation's code block below the comment `<!-- cluster: NAME -->`, as it stands."""
     pattern = rf"^<!-- cluster: {name} -->\n```\w+\n(?P<code>.*?)^```$"
-    found = re.search(pattern, PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert found is not None, f"{PAGE.name} has no snippet {name}"
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    found = re.search(pattern, pages, re.DOTALL | re.MULTILINE)
+    assert found is not None, f"no page has a snippet {name}"
     return found["code"]
 
 
