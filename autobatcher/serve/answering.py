@@ -166,6 +166,7 @@ class Answering:
         sending = Sending(send)
         try:
             await self._wait(exchange, connection, sending, stream=wanted.stream)
+            await asyncio.sleep(0)  # one that has hung up just now is known to have
             if not connection.gone:
                 await self._give(exchange, connection, sending, wanted)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,11 @@ class Sending:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def taken(self) -> None:
-        """Wait until most of what was sent is taken, or the connection has turned out to be dead."""
+        """Wait until most of what was sent is taken, or the connection has turned out to be dead.
+
+        Of what is taken at once it waits for nothing: whoever has it all may hang up, and that is no lost answer.
+        """
         await self.more(b"")
-        await asyncio.sleep(0)
 
     async def end(self) -> None:
         """That was all."""
