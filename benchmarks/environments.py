@@ -19,6 +19,7 @@ _SDK = "openai>=3,<4"
 REQUIREMENTS = {
     "server": ["orjson"],
     "this_project": [_SDK, "-e", str(PROJECT)],
+    "proxy": [_SDK, "-e", f"{PROJECT}[all]"],
     "published": ["autobatcher==0.12.0", "openai>=2,<3"],
     "inspect_batcher": ["inspect-ai==0.3.285", _SDK],  # it is used through modules that are its own business
     "realtime": [_SDK],
@@ -31,7 +32,7 @@ def python_of(name: str) -> str:
     """The interpreter of an environment, which is made if it is not there, or was made for other requirements."""
     requirements = REQUIREMENTS[name]
     key = list(requirements)
-    if str(PROJECT) in requirements:
+    if "-e" in requirements:
         key.append((PROJECT / "pyproject.toml").read_text())  # which requires more
     directory = VENVS / name
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
