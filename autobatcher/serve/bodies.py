@@ -71,7 +71,7 @@ class Reading:
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._largest:
             if "expect" not in headers:  # else it waits for a word before it sends
-                await _discard(receive)
+                await _discard(receive, more=True)
             raise self._too_large
         data = bytearray()
         try:
@@ -80,11 +80,12 @@ class Reading:
                 chunk = message.get("body", b"")
                 self._room -= len(chunk)
                 data += chunk
+                more = message.get("more_body", False)
                 if len(data) > self._largest:
-                    await _discard(receive)
+                    await _discard(receive, more=more)
                     raise self._too_large
                 if self._room < 0:
-                    await _discard(receive)
+                    await _discard(receive, more=more)
                     raise Refused(
                         error_reply(
                             429,
@@ -95,7 +96,7 @@ class Reading:
                         ),
                         "too many bodies",
                     )
-                if not message.get("more_body", False):
+                if not more:
                     return bytes(data)
         finally:
             self._room += len(data)
@@ -117,16 +118,15 @@ async def _next(receive: Receive) -> Any:
     return message
 
 
-async def _discard(receive: Receive) -> None:
+async def _discard(receive: Receive, *, more: bool) -> None:
     """Read on for a while: a client that is still sending does not see the answer if the connection is closed."""
 
     async def read() -> None:
-        left = _DISCARDED
-        more = True
-        while more and left > 0:
+        left, comes = _DISCARDED, more
+        while comes and left > 0:
             message = await receive()
             left -= len(message.get("body", b""))
-            more = message.get("more_body", False)
+            comes = message.get("more_body", False)
 
     try:
         await asyncio.wait_for(read(), _DISCARDING)

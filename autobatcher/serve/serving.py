@@ -115,8 +115,9 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
         proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
-        # uvicorn ends in order and then raises the signal once more, which would end the process.
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        # uvicorn ends in order and then raises the signal once more, which would end the process. Before it listens to
+        # signals itself, this one makes it end, too.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         on_start(Serving(origin, proxy))
         run(server, listener)
 

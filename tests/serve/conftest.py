@@ -26,7 +26,7 @@ from autobatcher.local.answers import answer_now
 from autobatcher.serve import ServeConfig, Serving, serve_in_thread
 from autobatcher.serving import listen, running_in_thread, settings
 
-SOON = 20.0
+SOON = 60.0
 """Seconds by which what is to happen has happened, on a slow machine."""
 
 QUICK = {"batch_window_seconds": 0.05, "poll_interval_seconds": 0.05}
@@ -117,6 +117,6 @@ def chat(prompt: str, **fields: Any) -> dict[str, Any]:
 
 def metrics(serving: Serving) -> dict[str, float]:
     """Each sample of /metrics, by its name and labels."""
-    text = httpx.get(f"{serving.origin}/metrics").text
+    text = httpx.get(f"{serving.origin}/metrics", timeout=SOON).text
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}

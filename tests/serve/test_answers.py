@@ -16,7 +16,7 @@ from autobatcher._http import httpx
 from autobatcher.local import LocalConfig, serve_in_thread
 from autobatcher.local import Serving as Upstream
 from autobatcher.serve import Serving
-from tests.serve.conftest import chat, metrics, proxy
+from tests.serve.conftest import SOON, chat, metrics, proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -145,8 +145,8 @@ def test_large_files_pass_through_beyond_the_limit_of_bodies(upstream: Upstream)
 def test_paths_keep_their_escapes_and_queries(serving: Serving, upstream: Upstream) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     for path in ("models/a%2Fb", "files?limit=1&purpose=batch", "nothing"):
-        passed = httpx.get(f"{serving.base_url}/{path}", headers=headers)
-        direct = httpx.get(f"{upstream.base_url}/{path}", headers=headers)
+        passed = httpx.get(f"{serving.base_url}/{path}", headers=headers, timeout=SOON)
+        direct = httpx.get(f"{upstream.base_url}/{path}", headers=headers, timeout=SOON)
         assert (passed.status_code, passed.json()) == (direct.status_code, direct.json())
 
 

@@ -13,7 +13,7 @@ from autobatcher._http import httpx
 from autobatcher.local import LocalConfig, serve_in_thread
 from autobatcher.serve import Serving
 from autobatcher.serve.callers import MOST_CLIENTS
-from tests.serve.conftest import Held, chat, metrics, proxy, until
+from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
 from tests.serve.test_asked_again import Caller
 
 OWN = "sk-the-proxys-own"
@@ -45,7 +45,7 @@ def test_its_own_key_replaces_what_callers_send() -> None:
     with serve_in_thread(LocalConfig(api_key=OWN)) as upstream, proxy(upstream, api_key=OWN) as serving:
         for headers in ({}, bearer(B)):
             assert ask(serving, "x", **headers).status_code == 200
-            assert httpx.get(f"{serving.base_url}/models", headers=headers).status_code == 200
+            assert httpx.get(f"{serving.base_url}/models", headers=headers, timeout=SOON).status_code == 200
 
 
 def test_the_serve_key_with_a_key_of_its_own() -> None:
@@ -55,12 +55,12 @@ def test_the_serve_key_with_a_key_of_its_own() -> None:
     ):
         for headers in ({}, bearer(OWN), {"x-serve-key": OWN}):
             assert ask(serving, "x", **headers).status_code == 401
-            assert httpx.get(f"{serving.base_url}/models", headers=headers).status_code == 401
-            assert httpx.get(f"{serving.origin}/metrics", headers=headers).status_code == 401
+            assert httpx.get(f"{serving.base_url}/models", headers=headers, timeout=SOON).status_code == 401
+            assert httpx.get(f"{serving.origin}/metrics", headers=headers, timeout=SOON).status_code == 401
         for headers in (bearer(SERVE), {"x-serve-key": SERVE}):
             assert ask(serving, "x", **headers).status_code == 200
-            assert httpx.get(f"{serving.base_url}/models", headers=headers).status_code == 200
-            assert httpx.get(f"{serving.origin}/metrics", headers=headers).status_code == 200
+            assert httpx.get(f"{serving.base_url}/models", headers=headers, timeout=SOON).status_code == 200
+            assert httpx.get(f"{serving.origin}/metrics", headers=headers, timeout=SOON).status_code == 200
         assert httpx.get(f"{serving.origin}/health").status_code == 200
         with openai.OpenAI(base_url=serving.base_url, api_key=SERVE) as client:  # what an SDK's user would do
             assert client.chat.completions.create(**chat("x")).choices
@@ -195,5 +195,5 @@ def test_web_pages_may_not_call_a_proxy_without_a_key(
     held.answer()
     with proxy(held, api_key=OWN) as serving:
         assert ask(serving, "x", **headers).status_code == status
-        passed = httpx.get(f"{serving.base_url}/batches", headers=headers)
+        passed = httpx.get(f"{serving.base_url}/batches", headers=headers, timeout=SOON)
         assert passed.status_code == status

@@ -13,7 +13,7 @@ import pytest
 from autobatcher._http import httpx
 from autobatcher.local import Serving as Upstream
 from autobatcher.serve import ServeConfig, Serving
-from tests.serve.conftest import Held, chat, metrics, proxy, until
+from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
 from tests.serve.raw import KEY, Raw, json_of
 from tests.serve.test_asked_again import Caller
 
@@ -50,7 +50,7 @@ NOT_SENT = [
 def test_what_is_no_request_is_refused(serving: Serving, upstream: Upstream, path: str) -> None:
     with httpx.Client() as client:
         for body, param in NOT_SENT:
-            response = client.post(f"{serving.base_url}/{path}", content=body, headers=HEADERS)
+            response = client.post(f"{serving.base_url}/{path}", content=body, headers=HEADERS, timeout=SOON)
             assert response.status_code == 400, body
             error = response.json()["error"]
             assert error.keys() == {"message", "type", "param", "code"}
@@ -62,7 +62,7 @@ def test_what_is_no_request_is_refused(serving: Serving, upstream: Upstream, pat
 
 def test_white_space_and_line_breaks_of_json_are_no_matter(serving: Serving) -> None:
     body = json.dumps(chat("hello \u2028 \x85 there"), indent=4, ensure_ascii=False).encode()
-    response = httpx.post(f"{serving.base_url}/chat/completions", content=body, headers=HEADERS)
+    response = httpx.post(f"{serving.base_url}/chat/completions", content=body, headers=HEADERS, timeout=SOON)
     assert response.json()["choices"][0]["message"]["content"] == "You said: hello \u2028 \x85 there."
 
 
@@ -71,7 +71,9 @@ def test_bodies_are_limited_by_what_they_say_and_by_what_comes(serving: Serving)
         yield from (b" " * 1000 for _ in range(100))
 
     for content in (b" " * 100_000, parts()):  # with its length, and in chunks
-        response = httpx.post(f"{serving.base_url}/chat/completions", content=content, headers=HEADERS)
+        response = httpx.post(
+            f"{serving.base_url}/chat/completions", content=content, headers=HEADERS, timeout=SOON
+        )
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
     with openai.OpenAI(base_url=serving.base_url, api_key=KEY) as client:
@@ -91,12 +93,14 @@ def test_too_many_callers_are_told_to_come_back(held: Held) -> None:
     with proxy(held, max_waiting=2) as serving:
         callers = [Caller(serving.base_url, f"caller {number}") for number in range(2)]
         until(lambda: metrics(serving)["autobatcher_waiting_requests"] == 2, "two wait")
-        response = httpx.post(f"{serving.base_url}/chat/completions", json=chat("more"), headers=HEADERS)
+        response = httpx.post(
+            f"{serving.base_url}/chat/completions", json=chat("more"), headers=HEADERS, timeout=SOON
+        )
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) > 0
         assert response.json()["error"]["code"] == "too_many_waiting"
         assert "x-should-retry" not in response.headers  # SDKs try again
-        files = httpx.get(f"{serving.base_url}/files", headers=HEADERS)
+        files = httpx.get(f"{serving.base_url}/files", headers=HEADERS, timeout=SOON)
         assert files.status_code == 200  # what is passed through does not wait
         held.answer()
         assert all(caller.id() for caller in callers)
@@ -196,7 +200,7 @@ def test_a_deadline_may_lead_to_a_realtime_call(held: Held) -> None:
 def test_health_and_metrics_shadow_nothing(serving: Serving, upstream: Upstream) -> None:
     for name in ("health", "metrics"):
         assert httpx.get(f"{serving.origin}/{name}").status_code == 200
-        passed = httpx.get(f"{serving.base_url}/{name}", headers=HEADERS)
+        passed = httpx.get(f"{serving.base_url}/{name}", headers=HEADERS, timeout=SOON)
         assert passed.status_code == 404
         assert passed.headers["x-request-id"]  # of the upstream
 

@@ -152,7 +152,7 @@ def test_headers_status_query_and_body(serving: Serving, method: str) -> None:
 def test_a_key_of_its_own_comes_with_nothing_of_the_callers_identity(echo: Echo) -> None:
     with proxy(echo.url, api_key="sk-own") as serving:
         sent = {**HEADERS, "openai-project": "p", "openai-organization": "o"}
-        headers = told(httpx.get(f"{serving.base_url}/headers", headers=sent))
+        headers = told(httpx.get(f"{serving.base_url}/headers", headers=sent, timeout=SOON))
     assert headers["authorization"] == ["Bearer sk-own"]
     assert not {"openai-project", "openai-organization"} & set(headers)
 
@@ -171,7 +171,7 @@ def test_chunks_are_sent_up_as_chunks(serving: Serving, echo: Echo) -> None:
         yield b"first,"
         yield b"second"
 
-    response = httpx.post(f"{serving.base_url}/upload", content=parts(), headers=HEADERS)
+    response = httpx.post(f"{serving.base_url}/upload", content=parts(), headers=HEADERS, timeout=SOON)
     assert response.json() == {"size": 12}
 
 
@@ -184,13 +184,13 @@ def test_what_comes_down_arrives_while_it_comes(serving: Serving, echo: Echo) ->
 
 
 def test_what_is_compressed_stays_so(serving: Serving) -> None:
-    response = httpx.get(f"{serving.base_url}/zipped", headers=HEADERS)
+    response = httpx.get(f"{serving.base_url}/zipped", headers=HEADERS, timeout=SOON)
     assert response.headers["content-encoding"] == "gzip"
     assert response.content == b"unzipped"
 
 
 def test_redirections_are_the_callers_affair(serving: Serving) -> None:
-    response = httpx.get(f"{serving.base_url}/moved", headers=HEADERS)
+    response = httpx.get(f"{serving.base_url}/moved", headers=HEADERS, timeout=SOON)
     assert (response.status_code, response.headers["location"]) == (307, "/elsewhere")
 
 
@@ -207,7 +207,9 @@ def test_an_upload_that_is_cut_off(serving: Serving, echo: Echo) -> None:
         caller.ask("upload", b"first,", **{"content-length": "12"})
         assert echo.parts.get(timeout=SOON) == b"first,"
     until(lambda: httpx.get(f"{serving.origin}/health").status_code == 200, "it goes on")
-    assert httpx.post(f"{serving.base_url}/upload", content=b"x", headers=HEADERS).json() == {"size": 1}
+    assert httpx.post(f"{serving.base_url}/upload", content=b"x", headers=HEADERS, timeout=SOON).json() == {
+        "size": 1
+    }
 
 
 def test_a_download_that_is_cut_off_is_cut_off(echo: Echo) -> None:
@@ -228,4 +230,4 @@ def test_a_download_that_is_cut_off_is_cut_off(echo: Echo) -> None:
         stack.callback(answering.join)
         serving = stack.enter_context(proxy(f"http://127.0.0.1:{upstream.getsockname()[1]}/v1"))
         with pytest.raises(httpx.RemoteProtocolError):
-            httpx.get(f"{serving.base_url}/files/x/content", headers=HEADERS)
+            httpx.get(f"{serving.base_url}/files/x/content", headers=HEADERS, timeout=SOON)
