@@ -342,7 +342,10 @@ class Batching(openai.AsyncOpenAI):
         reason: str,
         batch_id: str | None,
     ) -> Outcome:
-        """Make the realtime call; the first answer counts, be it that call's or yet that of the batch."""
+        """Make the realtime call; the first answer counts, be it that call's or yet that of the batch.
+
+        A close ends the wait, and so does the deadline of a caller that wants the error, if it is yet to come.
+        """
         started = driver.now()
         bought = False
         outcome: Outcome | None = None
@@ -362,24 +365,42 @@ class Batching(openai.AsyncOpenAI):
 
         async def follow() -> None:
             nonlocal outcome
-            found = await entry.reply.wait()
-            if isinstance(found, Closed) or (isinstance(found, Answer) and is_success(found.status)):
-                outcome = outcome or found
-                known.set()
+            found = await self._other_word(driver, entry, batch_id)
+            outcome = outcome or found
+            known.set()
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ask)
-            if reason == "deadline":
+        if reason == "expired":
+            driver.expect(entry, deadline=True)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
                 tasks.start_soon(follow)
-            await known.wait()
-            tasks.cancel_scope.cancel()
+                await known.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            driver.expected(entry)
         if outcome is None:
             raise AssertionError("a realtime call ends with an outcome")
-        if not isinstance(outcome, Answer):
+        if not isinstance(outcome, Answer | Closed):
             driver.leave(entry)
         duration = driver.now() - started
         driver.publish(RealtimeCalled(batch_id, entry.endpoint, entry.model, reason, bought, duration))
         return outcome
+
+    async def _other_word(self, driver: Driver, entry: Request, batch_id: str | None) -> Outcome:
+        """What ends the wait for a realtime call: the batch's answer after all, a close, or a deadline."""
+        while True:
+            found: Outcome = await entry.reply.wait()
+            match found:
+                case Overdue(_, age):  # whatever else comes is for the next reply
+                    if self._options.on_deadline == "raise":
+                        return Overdue(batch_id, age)
+                case Closed():
+                    return found
+                case Answer(status) if is_success(status):
+                    return found
+                case _:  # its batch has failed, and the call goes on
+                    driver.expect(entry, deadline=False)
 
     async def _called(self, call: Call | PlainCall, entry: Request) -> Answer:
         """Send a request of a batch as the SDK would have sent it at once.

@@ -70,6 +70,7 @@ class Driver:
         self._notes = notes
         self._calls: deque[core.Call] = deque()
         self._guests: set[Request] = set()
+        self._elsewhere: set[Request] = set()
         self._at_once = 0
         self._looks: set[anyio.CancelScope] = set()
         self._uploads = anyio.CapacityLimiter(TRANSFERS)
@@ -184,6 +185,25 @@ class Driver:
         (request.host or self).withdraw(request)
         return outcome
 
+    def expect(self, request: Request, *, deadline: bool) -> None:
+        """A request is in no batch any more, and its caller waits for a realtime call, until `expected`.
+
+        Its new reply is set if this driver stops, and with `deadline` also when its caller's patience is over.
+        """
+        reply = request.reply = self._new_reply()
+        if self._stopping:
+            reply.set(Closed(None))
+            return
+        self._elsewhere.add(request)
+        if deadline and request.patience is not None:
+            self.remind(request, again=True)
+
+    def expected(self, request: Request) -> None:
+        """Nobody waits for a realtime call any more."""
+        if request in self._elsewhere:
+            self._elsewhere.discard(request)
+            self._deadlines.remove(request)
+
     def withdraw(self, request: Request) -> None:
         """Let go of a request that this driver follows, and that is answered otherwise."""
         self._apply(self._engine.withdraw(request, self.now()))
@@ -192,7 +212,7 @@ class Driver:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or under way."""
-        return not (self._engine.windows or self._engine.batches or self._guests)
+        return not (self._engine.windows or self._engine.batches or self._guests or self._elsewhere)
 
     def retire(self) -> None:
         """End the root task of an idle driver, and leave the loop its connections."""
@@ -248,11 +268,14 @@ class Driver:
                 await self._turn(tasks)
 
     def _dismiss_guests(self) -> None:
-        """Settle the callers of this driver whose requests another one follows."""
+        """Settle the callers of this driver whose requests another one follows, or nobody."""
         for request in [request for request in self._guests if request.place is not None]:
             reply = request.reply
             self.leave(request)
             reply.set(Closed(None))
+        for request in self._elsewhere:
+            request.reply.set(Closed(None))
+        self._elsewhere.clear()
 
     async def _turn(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what is due, and wait until there is more to do."""
