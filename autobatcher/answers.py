@@ -12,12 +12,22 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Union, cast, get_args, get_origin
 
 import anyio
+import msgspec
 import openai
 import pydantic
 
 from autobatcher import sse
 from autobatcher.core.jsonl import body_of
-from autobatcher.core.outcomes import Answer, CallFailed, Closed, LineFailed, Outcome, Overdue, Unanswered
+from autobatcher.core.outcomes import (
+    Answer,
+    CallFailed,
+    Closed,
+    LineFailed,
+    LooseJson,
+    Outcome,
+    Overdue,
+    Unanswered,
+)
 from autobatcher.core.retry import is_success
 from autobatcher.errors import BatchFailedError, ClientClosedError, DeadlineError, RequestFailedError
 from autobatcher.runtime.spool import Line, whole
@@ -106,11 +116,28 @@ async def to_result(
 
 
 def answer_of(response: httpx.Response) -> Answer:
-    """An HTTP response, read to its end, as an answer of a batch would be."""
-    body = response.content
-    if not response.headers.get("content-type", _JSON).startswith(_JSON):
+    """An HTTP response, read to its end, as an answer of a batch would be: what is no JSON is a text."""
+    body = None
+    if response.headers.get("content-type", _JSON).startswith(_JSON):
+        body = _as_json(response.content)
+    if body is None:
         body = json.dumps(response.text).encode()
     return Answer(response.status_code, response.headers.get("x-request-id"), body)
+
+
+def _as_json(body: bytes) -> bytes | None:
+    """The same as a line's body would be; None if it is no JSON."""
+    try:
+        msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        try:
+            json.loads(body.decode())
+        except (ValueError, RecursionError):
+            return None
+        return LooseJson(body)
+    except RecursionError:
+        return None
+    return body
 
 
 def plain_result(call: PlainCall, outcome: Outcome) -> Any:

@@ -167,7 +167,7 @@ class Driver:
         self._wake.set()
 
     def answer(self, request: Request, answer: Answer) -> Outcome:
-        """A realtime call has answered a request: its batch need not.
+        """A realtime call has answered a request: its batch need not, unless only its answer would be kept.
 
         Returns:
             What its caller gets: the answer, or the error if it could not be written down, as with those of batches.
@@ -182,7 +182,10 @@ class Driver:
                 self._notes.keep([(request, answer)])
             except Exception as error:  # noqa: BLE001 -- as in `_written`
                 outcome = CallFailed(error)
-        (request.host or self).withdraw(request)
+        if self._notes.keeps and not is_kept(answer):
+            self.leave(request)
+        else:
+            (request.host or self).withdraw(request)
         return outcome
 
     def expect(self, request: Request, *, deadline: bool) -> None:

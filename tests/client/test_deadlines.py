@@ -339,6 +339,51 @@ async def test_closing_ends_those_that_wait_for_their_call() -> None:
     assert [type(error).__name__ for error in found] == ["ClientClosedError"]
 
 
+async def test_closing_ends_the_wait_for_a_call_after_the_batch_has_failed() -> None:
+    server = server_of(Fate(after=610, write=refused(400)), other=always(slow(HOUR)))
+    found: list[Any] = []
+    async with running(server, deadline_seconds=600, on_deadline="realtime", timeout=DAY) as client:
+
+        async def call() -> None:
+            found.extend(await outcomes(client, "a"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await anyio.sleep(1200)
+            await client.close()
+        assert anyio.current_time() < HOUR
+    assert [type(error).__name__ for error in found] == ["ClientClosedError"]
+
+
+NO_ANSWERS = {
+    "a page": {"text": "<html>", "headers": {"content-type": "text/html"}},
+    "cut short": {"content": b'{"id": "chat', "headers": {"content-type": "application/json"}},
+    "an error": {"json": {"error": {"message": "Not now."}}},
+}
+
+
+@pytest.mark.parametrize("page", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+async def test_what_is_no_answer_is_not_kept_and_that_of_the_batch_is(page: Any, tmp_path: Path) -> None:
+    async def odd(_server: Server, _call: Call) -> httpx.Response:
+        return httpx.Response(200, **page)
+
+    server = Server(Fate(after=HOUR), other=in_turn(odd, then=realtime))
+    options: dict[str, Any] = {
+        "journal": tmp_path / "run.db",
+        "deadline_seconds": 600,
+        "on_deadline": "realtime",
+    }
+    async with running(server, **options) as client:
+        with pytest.raises((AttributeError, TypeError)):  # of a caller that takes the page for an answer
+            await ask(client, "a")
+        await anyio.sleep(2 * HOUR)
+        assert await ask(client, "a") == "a"
+    async with running(server, **options) as client:
+        assert await ask(client, "a") == "a"
+    assert len(server.jobs) == 1
+    assert server.count["other"] == 1
+
+
 # --- expired batches ----------------------------------------------------------------------------------------------
 
 EXPIRES: dict[str, Fate] = {
@@ -403,6 +448,42 @@ async def test_a_failing_call_for_an_expired_request_is_the_callers() -> None:
     assert isinstance(a, openai.APIStatusError)
     assert a.status_code == 402
     assert b == "b"
+
+
+async def expired(client: BatchOpenAI, server: Server, found: list[Any]) -> None:
+    """Ask what is then asked in real time, and wait for that call."""
+
+    async def call() -> None:
+        found.extend(await outcomes(client, "a"))
+        found.append(anyio.current_time())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await server.arrival("other")
+        if client._options.deadline_seconds is None:
+            await client.close()
+
+
+async def test_closing_ends_the_wait_for_the_call_of_an_expired_request() -> None:
+    server = server_of(EXPIRES["told"], other=always(slow(DAY)))
+    found: list[Any] = []
+    async with running(server, on_expired="realtime", timeout=DAY) as client:
+        await expired(client, server, found)
+    error, at = found
+    assert type(error).__name__ == "ClientClosedError"
+    assert at < 2 * HOUR
+
+
+async def test_a_deadline_ends_the_wait_for_the_call_of_an_expired_request() -> None:
+    server = server_of(EXPIRES["told"], other=always(slow(DAY)))
+    found: list[Any] = []
+    async with running(server, on_expired="realtime", deadline_seconds=2 * HOUR, timeout=DAY) as client:
+        started = anyio.current_time()
+        await expired(client, server, found)
+    error, at = found
+    assert isinstance(error, DeadlineError)
+    assert (error.batch_id, error.age) == ("batch-1", 2 * HOUR)
+    assert at - started == 2 * HOUR
 
 
 # --- options ------------------------------------------------------------------------------------------------------
