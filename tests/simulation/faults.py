@@ -90,6 +90,7 @@ _MORE: dict[str, dict[str, float]] = {
     "poll": {**_ODD, "unknown status": 6, "odd file ids": 4, "another batch": 2, "says 404": 2},
     "content": {"breaks off": 10, "cut short": 5, "html page": 1, "says 404": 1},
     "cancel": {},
+    "realtime": {**_ODD, "slow": 8, "refused": 3},
 }
 _REFUSED = {"refused": 2.0}
 
@@ -109,6 +110,8 @@ def draw_fault(kind: str, rng: random.Random, *, refusals: bool, harsh: bool) ->
             return _status(kind, rng.choice((408, 409, 429, 500, 502, 503, 504)), rng, done=False)
         case "status, but done":
             return _status(kind, rng.choice((408, 500, 502, 504)), rng, done=True)
+        case "slow":
+            return Fault(Seen(full, "data"), done=True, wait=rng.uniform(1, 550))
         case "refused":
             status = rng.choice((400, 401, 403, 413))
             body = b'{"error": {"message": "You shall not.", "type": "refused", "param": null, "code": "no"}}'
@@ -160,6 +163,18 @@ _ODD_LISTS: tuple[tuple[dict[str, str], bytes], ...] = (
 )
 
 
+_NO_ANSWERS: tuple[tuple[dict[str, str], bytes], ...] = (
+    ({"content-type": "text/html"}, HTML),
+    (_JSON, HTML),
+    (_JSON, b"null"),
+    (_JSON, b"[]"),
+    (_JSON, b'{"error": {"message": "Not now."}}'),
+    (_JSON, b'{"id": "chatcmpl-7'),
+    (_JSON, b""),
+)
+"""Of realtime calls: an object without an error is an answer to whoever passes it on."""
+
+
 def _odd(kind: str, name: str, rng: random.Random) -> Fault:
-    headers, body = rng.choice(_ODD_LISTS if kind == "list" else _ODD_ANSWERS)
+    headers, body = rng.choice({"list": _ODD_LISTS, "realtime": _NO_ANSWERS}.get(kind, _ODD_ANSWERS))
     return Fault(Seen(name, "odd", 200), done=rng.random() < 0.7, headers=headers, body=body)

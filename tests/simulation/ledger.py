@@ -13,6 +13,10 @@ Trouble = Literal["passing", "busy", "refused", "missing", "odd", "data"]
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
+class NoAnswerError(Exception):
+    """What a call returned is no answer: the SDK takes some pages for one."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the client was shown of a call's failure; `name` is the kind in the figures."""
@@ -37,6 +41,7 @@ class HttpCall:
         terminal: whether a poll showed the batch as ended.
         status: of the answer, for the trace.
         model: of an upload's lines.
+        request_id: of a realtime call that the server has answered.
     """
 
     number: int
@@ -50,6 +55,7 @@ class HttpCall:
     terminal: bool = False
     status: str = ""
     model: str = ""
+    request_id: str = ""
 
 
 @dataclass
@@ -72,6 +78,7 @@ class ServerBatch:
         hidden: whether its output file is never shown.
         spoiled: lines that nobody will ever read, and how.
         delivered: the lines that the client has read whole: name, status (0: an error object) and error code.
+        delivered_at: when the download of the first such line was over.
         bought: the lines that were executed successfully and stand in a result file.
         status, ended_at: the server's last word, and when its task was over; filled in at the end.
         terminal_looks: how many polls have shown its end.
@@ -89,6 +96,7 @@ class ServerBatch:
     hidden: bool = False
     spoiled: dict[str, str] = field(default_factory=dict)
     delivered: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    delivered_at: dict[str, float] = field(default_factory=dict)
     bought: frozenset[str] = frozenset()
     status: str = ""
     ended_at: float = float("inf")
@@ -103,6 +111,8 @@ class CallerRecord:
     Attributes:
         custom_id: the ledger's name for its request, once that was uploaded.
         asked_at, at: when it made its call, and when that ended.
+        request_id: of its answer.
+        run: the number of the run of the program that it belongs to.
     """
 
     number: int
@@ -112,6 +122,8 @@ class CallerRecord:
     at: float = float("inf")
     answer: object = None
     error: BaseException | None = None
+    request_id: str | None = None
+    run: int = 0
 
 
 @dataclass
@@ -154,7 +166,9 @@ class Ledger:
         """The program makes its calls from the start; what is known of the requests stays known."""
         before = self.callers
         self.callers = {
-            number: CallerRecord(number, before[number].custom_id if number in before else "")
+            number: CallerRecord(
+                number, before[number].custom_id if number in before else "", run=len(self.stopped)
+            )
             for number in numbers
         }
 
@@ -201,13 +215,29 @@ class Ledger:
         found: list[HttpCall] = []
         current = ""
         for call in self.calls:
-            if custom_id not in call.ids or call.end == float("inf"):
+            if custom_id not in call.ids or call.end == float("inf") or call.kind == "realtime":
                 continue
             if call.kind == "upload":
                 current = call.file_id
             if call.kind in ("upload", "list") or self.input_file(call) == current:
                 found.append(call)
         return found
+
+    def realtime_calls(self, record: CallerRecord) -> list[HttpCall]:
+        """The HTTP calls that were made for a caller in real time, in its run of the program."""
+        until = self.stopped[record.run].ended_at if record.run < len(self.stopped) else float("inf")
+        return [
+            call
+            for call in self.calls
+            if call.kind == "realtime"
+            and record.custom_id in call.ids
+            and record.asked_at <= call.start
+            and call.start <= until
+        ]
+
+    def runs(self) -> list[dict[int, CallerRecord]]:
+        """The callers of each run of the program, in order."""
+        return [*(run.callers for run in self.stopped), self.callers]
 
     def active(self, status: Callable[[str], str]) -> list[ServerBatch]:
         """The batches that go on at the server, by their present status, and that callers wait for."""

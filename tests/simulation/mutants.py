@@ -20,13 +20,15 @@ from autobatcher.core.batch import Batch
 from autobatcher.core.engine import Engine
 from autobatcher.core.lifecycle import Step
 from autobatcher.core.messages import Created, Effect, LinesRead, LookedUp, Report, Settle, Uploaded
-from autobatcher.core.outcomes import Answer, Failure, Trouble
+from autobatcher.core.outcomes import Answer, Failure, Overdue, Trouble
 from autobatcher.core.retry import PollSchedule, WholeFailure, judge_failed
 from autobatcher.core.window import Request
 from autobatcher.runtime import driver, upstream
+from autobatcher.runtime.deadlines import Deadlines
 from autobatcher.runtime.driver import Driver
 from autobatcher.runtime.record import RecordedNotes
-from tests.simulation.plan import HOUR, LineFault, Plan, Stop, Storm
+from autobatcher.runtime.spawn import replies
+from tests.simulation.plan import HOUR, REALTIME, LineFault, Plan, Stop, Storm
 
 WITHIN = 300
 """Worlds that a mutant may survive."""
@@ -288,6 +290,94 @@ def _keeps_all(outcome: Any) -> bool:
     return isinstance(outcome, Answer)
 
 
+def _reminds_late() -> tuple[Change, ...]:
+    true: Callable[[Deadlines], float | None] = vars(Deadlines)["next"].fget
+
+    def later(self: Deadlines) -> float | None:
+        at = true(self)
+        return None if at is None else at + 20
+
+    return ((Deadlines, "next", property(later)),)
+
+
+def _keeps_reminders() -> tuple[Change, ...]:
+    true = Driver._apply
+
+    def apply(self: Driver, effects: list[Effect]) -> Exception | None:
+        settled = [(e.request, e.request.patience) for e in effects if isinstance(e, Settle)]
+        for request, _ in settled:
+            request.patience = None
+        try:
+            return true(self, effects)
+        finally:
+            for request, patience in settled:
+                request.patience = patience
+
+    return ((Driver, "_apply", apply),)
+
+
+def _starts_the_clock_again() -> tuple[Change, ...]:
+    send_again, true = Engine._send_again, Deadlines.due
+
+    def restart(self: Engine, request: Request, now: float) -> None:
+        request.accepted_at = now
+        send_again(self, request, now)
+
+    def due(self: Deadlines, now: float) -> list[Request]:
+        found = true(self, now)
+        early = [request for request in found if (request.accepted_at or 0) + (request.patience or 0) > now]
+        for request in early:
+            self.add(request, again=True)
+        return [request for request in found if request not in early]
+
+    return ((Engine, "_send_again", restart), (Deadlines, "due", due))
+
+
+def _hears_no_late_answer() -> tuple[Change, ...]:
+    true = Driver._apply
+
+    def apply(self: Driver, effects: list[Effect]) -> Exception | None:
+        for effect in effects:
+            if isinstance(effect, Settle) and (request := effect.request).patience is not None:
+                late = (request.accepted_at or 0) + request.patience <= self.now()
+                request.reply = replies()() if late and request.reply else request.reply
+        return true(self, effects)
+
+    return ((Driver, "_apply", apply),)
+
+
+def _sends_expired_requests_again() -> tuple[Change, ...]:
+    true = collector.Collector.entry
+
+    def entry(self: Any, *args: Any, **kwargs: Any) -> Request:
+        return true(self, *args, **{**kwargs, "resubmits": True})
+
+    return ((collector.Collector, "entry", entry),)
+
+
+def _limits_no_realtime_calls() -> tuple[Change, ...]:
+    true = Driver.__init__
+
+    def init(self: Driver, *args: Any, **kwargs: Any) -> None:
+        true(self, *args, **{**kwargs, "max_realtime_calls": 1000})
+
+    return ((Driver, "__init__", init),)
+
+
+def _keeps_no_realtime_answer(self: Driver, request: Request, answer: Answer) -> Answer:
+    (request.host or self).withdraw(request)
+    return answer
+
+
+def _withdraws_all(self: Driver, request: Request) -> None:
+    self._apply(self._engine.withdraw(request, self.now()))
+    self._notes.left(request, self)
+
+
+def _dismisses_no_callers_of_realtime_calls(self: Driver) -> None:
+    self._elsewhere.clear()
+
+
 def _batches(*fates: str) -> Callable[[Plan], None]:
     """All batches have one of these fates, as long as anything goes wrong."""
 
@@ -324,6 +414,57 @@ def _leaving(plan: Plan) -> None:
     """Everybody leaves before the batches end."""
     _batches("expires")(plan)
     plan.callers = [replace(caller, leaves_after=100.0) for caller in plan.callers]
+
+
+def _late(on_deadline: str, *, seconds: float = 100.0) -> Callable[[Plan], None]:
+    """Batches take longer than their callers wait, of whom none leaves; one realtime call may be made at a time."""
+
+    def given(plan: Plan) -> None:
+        _batches("expires")(plan)
+        plan.options["max_realtime_calls"] = 1
+        plan.callers = [
+            replace(caller, deadline=seconds, on_deadline=on_deadline, leaves_after=None)
+            for caller in plan.callers
+        ]
+
+    return given
+
+
+def _in_time(plan: Plan) -> None:
+    """Deadlines are far away."""
+    plan.callers = [replace(caller, deadline=HOUR) for caller in plan.callers]
+
+
+def _lately(plan: Plan) -> None:
+    """Batches answer soon after the deadlines, and before most realtime calls."""
+    plan.storms.append(Storm(0.0, HOUR, 0.9, frozenset({REALTIME})))
+    plan.slowest = 30.0
+    plan.callers = [
+        replace(caller, deadline=10.0, on_deadline="realtime", leaves_after=None) for caller in plan.callers
+    ]
+
+
+def _expiring(*, wanted: str, deadline: float | None = None) -> Callable[[Plan], None]:
+    """Batches expire, and their callers want this then."""
+
+    def given(plan: Plan) -> None:
+        _batches("expires")(plan)
+        plan.options["completion_window"] = "10m"
+        plan.callers = [
+            replace(caller, deadline=deadline, on_deadline="raise", on_expired=wanted, leaves_after=None)
+            for caller in plan.callers
+        ]
+
+    return given
+
+
+def _closing_after_an_end(plan: Plan) -> None:
+    """The client is closed when batches have just expired, and realtime calls go on for a while."""
+    _expiring(wanted="realtime")(plan)
+    plan.close_at, plan.rate, plan.calm_at = 640.0, 0.0, HOUR
+    plan.storms = [Storm(0.0, HOUR, 0.9, frozenset({REALTIME}))]
+    plan.options.update(max_active_batches=None, max_enqueued_tokens=None, max_realtime_calls=1)
+    plan.callers = [replace(caller, at=0.0) for caller in plan.callers]
 
 
 def _closing(plan: Plan) -> None:
@@ -436,4 +577,51 @@ MUTANTS = (
     ),
     Mutant("what another client follows is not found", _follows_alone(), stops=True, given=_copies),
     Mutant("failures are remembered", ((driver, "is_kept", _keeps_all),), stops=True),
+    Mutant("deadlines are told late", _reminds_late(), given=_late("raise")),
+    Mutant("deadlines are not told", ((Driver, "remind", lambda *_, **__: None),), given=_late("raise")),
+    Mutant("deadlines are told after the answer", _keeps_reminders(), given=_in_time),
+    Mutant(
+        "a request that is sent again has another deadline",
+        _starts_the_clock_again(),
+        given=_expiring(wanted="resubmit", deadline=900.0),
+    ),
+    Mutant(
+        "a deadline does not say which batch it is about",
+        ((driver, "Overdue", lambda _, age: Overdue(None, age)),),
+        given=_late("raise"),
+    ),
+    Mutant(
+        "what is answered in real time stays in its batch",
+        ((Driver, "withdraw", lambda *_: None),),
+        given=_late("realtime"),
+    ),
+    Mutant(
+        "what is late leaves its batch though its answer would be kept",
+        ((Driver, "leave", _withdraws_all),),
+        stops=True,
+        given=_late("raise"),
+    ),
+    Mutant("the batch's answer is not heard after the deadline", _hears_no_late_answer(), given=_lately),
+    Mutant(
+        "realtime answers are not kept",
+        ((Driver, "answer", _keeps_no_realtime_answer),),
+        stops=True,
+        given=_late("realtime"),
+    ),
+    Mutant("realtime calls have no limit", _limits_no_realtime_calls(), given=_late("realtime")),
+    Mutant(
+        "what expires is sent again, whoever wants an error",
+        _sends_expired_requests_again(),
+        given=_expiring(wanted="raise"),
+    ),
+    Mutant(
+        "what expires is sent again, whoever wants it in real time",
+        _sends_expired_requests_again(),
+        given=_expiring(wanted="realtime"),
+    ),
+    Mutant(
+        "closing leaves those to themselves whose batches are over",
+        ((Driver, "_dismiss_guests", _dismisses_no_callers_of_realtime_calls),),
+        given=_closing_after_an_end,
+    ),
 )

@@ -1,7 +1,7 @@
 """What will happen in a world, drawn from its seed: who calls when, how the server behaves, and what the weather is.
 
 Worlds differ more than runs of one world would: some are without any fault, so that the strict rules apply to them,
-some have bad hours, in some a part of the server is down for hours. From `calm_at` on nothing new goes wrong, so that
+some have bad hours, in some a part of the server is down for hours, in some callers have deadlines. From `calm_at` on nothing new goes wrong, so that
 every world comes to its end.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 HOUR = 3600.0
@@ -33,7 +33,11 @@ class LineFault:
 
 @dataclass(frozen=True)
 class CallerPlan:
-    """One caller: when it comes, what it asks, when it loses patience, and how the model fails on it at first."""
+    """One caller: when it comes, what it asks, when it loses patience, and how the model fails on it at first.
+
+    `deadline` (in seconds), `on_deadline` and `on_expired` are its options; those that differ from the client's it has
+    from a copy of its own.
+    """
 
     number: int
     at: float
@@ -42,11 +46,23 @@ class CallerPlan:
     leaves_after: float | None = None
     padding: int = 0
     line_faults: tuple[LineFault, ...] = ()
+    deadline: float | None = None
+    on_deadline: str = "raise"
+    on_expired: str = "resubmit"
 
     @property
     def prompt(self) -> str:
         """Unlike any other's."""
         return f"prompt-{self.number}-" + "x" * self.padding
+
+    @property
+    def waiting(self) -> dict[str, Any]:
+        """Its options of a client, by their names there."""
+        return {
+            "deadline_seconds": self.deadline,
+            "on_deadline": self.on_deadline,
+            "on_expired": self.on_expired,
+        }
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,9 @@ class BatchFate:
 
 
 CALL_KINDS = ("upload", "create", "list", "poll", "content", "cancel")
+"""Calls for batches; beside them there are those "in real time"."""
+
+REALTIME = "realtime"
 
 _FAILURES = (
     ("fails: lines", "invalid_request"),
@@ -215,6 +234,9 @@ def draw(seed: int, *, stops: bool = False) -> Plan:
         )
     if rng.random() < 0.12:
         plan.close_at = rng.choice((rng.uniform(0, 60), rng.uniform(0, 2 * HOUR)))
+    late = random.Random(f"{seed}/deadlines")
+    if late.random() < 0.35:
+        draw_deadlines(plan, late)
     if stops:
         plan.close_at = None
         _draw_stops(plan, random.Random(f"{seed}/stops"))
@@ -235,6 +257,38 @@ def _draw_stops(plan: Plan, rng: random.Random) -> None:
             after = rng.choice((rng.uniform(0, 10), rng.uniform(0, 300), rng.uniform(0, 2 * HOUR)))
             stop = Stop(after, pause=pause)
         plan.stops.append(stop)
+
+
+def draw_deadlines(plan: Plan, rng: random.Random) -> None:
+    """Callers that do not wait for ever: some by the client's options, some by their own."""
+    of_client = _draw_waiting(rng)
+    of_their_own = rng.choice((0.0, 0.5, 1.0))
+    plan.callers = [
+        replace(caller, **(_draw_waiting(rng) if rng.random() < of_their_own else of_client))
+        for caller in plan.callers
+    ]
+    plan.options |= CallerPlan(-1, 0.0, "", "", **of_client).waiting
+    plan.options["max_realtime_calls"] = rng.choice((1, 2, 100))
+    if rng.random() < 0.5:
+        start = rng.choice((0.0, rng.uniform(0, HOUR)))
+        rate = rng.uniform(0.3, 0.9)
+        plan.storms.append(Storm(start, start + rng.uniform(300, 2 * HOUR), rate, frozenset({REALTIME})))
+    if rng.random() < 0.3:
+        plan.fate_rate, plan.fates = max(plan.fate_rate, 0.5), {**FATES, "expires": 30}
+
+
+def _draw_waiting(rng: random.Random) -> dict[str, Any]:
+    seconds = (
+        rng.uniform(0.5, 5),
+        rng.uniform(5, 120),
+        rng.uniform(5, 0.2 * HOUR),
+        rng.uniform(60, 2 * HOUR),
+    )
+    return {
+        "deadline": None if rng.random() < 0.15 else rng.choice(seconds),
+        "on_deadline": rng.choice(("raise", "realtime", "realtime")),
+        "on_expired": rng.choice(("resubmit", "realtime", "raise")),
+    }
 
 
 def _draw_options(plan: Plan, rng: random.Random) -> None:
@@ -271,7 +325,7 @@ def _draw_weather(plan: Plan, rng: random.Random) -> None:
     plan.rate = rng.uniform(0.03, 0.15)
     if weather == "breezy":
         return
-    everything = frozenset(CALL_KINDS)
+    everything = frozenset({*CALL_KINDS, REALTIME})
     for _ in range(rng.randint(1, 2)):
         start = rng.uniform(0, 0.5 * HOUR)
         end = start + rng.uniform(300, 2 * HOUR)

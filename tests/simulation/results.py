@@ -160,6 +160,7 @@ class Download(httpx.AsyncByteStream):
     ) -> None:
         self._lines = lines
         self._record = record
+        self._new: list[str] = []
         data = b"".join(line.data + b"\n" for line in lines)
         self._data = data if stop is None else data[:stop]
         self._broken = broken
@@ -174,10 +175,10 @@ class Download(httpx.AsyncByteStream):
             yield self._data[start : start + size]
             self._note(start + size, last=False)
         if self._broken:
-            self._end(clean=False)
+            self._over(clean=False)
             raise httpx.ReadError("the connection was lost")
         self._note(len(self._data), last=True)
-        self._end(clean=True)
+        self._over(clean=True)
 
     def _note(self, until: int, *, last: bool) -> None:
         at = 0
@@ -185,7 +186,14 @@ class Download(httpx.AsyncByteStream):
             at += len(line.data) + 1
             if at - last <= min(until, len(self._data)) and line.tells is not None:
                 custom_id, status, code = line.tells
-                self._record.delivered.setdefault(custom_id, (status, code))
+                if custom_id not in self._record.delivered:
+                    self._new.append(custom_id)
+                    self._record.delivered[custom_id] = (status, code)
+
+    def _over(self, *, clean: bool) -> None:
+        """There is no more: by now the client has done with what it has read."""
+        self._record.delivered_at.update(dict.fromkeys(self._new, anyio.current_time()))
+        self._end(clean=clean)
 
     def _end(self, *, clean: bool) -> None:
         ended, self._ended = self._ended, None

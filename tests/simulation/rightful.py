@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import openai
 
-from autobatcher import BatchFailedError, ClientClosedError, RequestFailedError
+from autobatcher import BatchFailedError, ClientClosedError, DeadlineError, RequestFailedError
+from tests.simulation.deadlines import caller_of, deadline_is_rightful, realtime_error_is_rightful
 from tests.simulation.ledger import CallerRecord, HttpCall, Ledger, ServerBatch
 from tests.simulation.plan import TRANSIENT, Plan
 
@@ -64,8 +65,13 @@ def rightful(plan: Plan, ledger: Ledger, caller: CallerRecord) -> bool:
     match error:
         case ClientClosedError():
             return caller.at >= ledger.closed_from
+        case DeadlineError():
+            return deadline_is_rightful(plan, ledger, error, caller)
+    if calls := ledger.realtime_calls(caller):  # then nothing of its batch is of interest but an answer
+        return realtime_error_is_rightful(plan, error, caller, calls)
+    match error:
         case RequestFailedError():
-            return _request_failed(error, caller.custom_id, batches)
+            return _request_failed(plan, error, caller, batches)
         case BatchFailedError():
             return _batch_failed(plan, ledger, error, caller, batches)
         case openai.APIStatusError(status_code=status) if _line_failed(plan, status, caller, batches):
@@ -73,13 +79,23 @@ def rightful(plan: Plan, ledger: Ledger, caller: CallerRecord) -> bool:
     return call_failed(plan, ledger, caller)
 
 
-def _request_failed(error: RequestFailedError, custom_id: str, batches: list[ServerBatch]) -> bool:
+def _is_left(plan: Plan, caller: CallerRecord, times: int) -> bool:
+    """Whether a request that was lost so often, for the last time since its batch expired, is not sent again."""
+    wanted = caller_of(plan, caller).on_expired
+    return wanted == "raise" or (wanted == "resubmit" and times >= LOSSES)
+
+
+def _request_failed(
+    plan: Plan, error: RequestFailedError, caller: CallerRecord, batches: list[ServerBatch]
+) -> bool:
+    custom_id = caller.custom_id
     for batch in batches:
         if batch.id != error.batch_id:
             continue
         if custom_id in batch.named:
             return bool(error.code == batch.code)
-        if error.code == EXPIRED and sum(lost(batch, custom_id) for batch in batches) < LOSSES:
+        times = sum(lost(batch, custom_id) for batch in batches)
+        if error.code == EXPIRED and not _is_left(plan, caller, times):
             return False
         return batch.delivered.get(custom_id) == (0, error.code)
     return False
@@ -98,7 +114,8 @@ def _batch_failed(
     if batch.fate == "fails: queue":
         since = min(other.at for other in ledger.batches.values() if other.fate == "fails: queue")
         return caller.at - since >= float(plan.options["patience_seconds"])
-    return sum(lost(other, caller.custom_id) for other in batches) >= LOSSES
+    times = sum(lost(other, caller.custom_id) for other in batches)
+    return _is_left(plan, caller, times) if batch.status == "expired" else times >= LOSSES
 
 
 def _line_failed(plan: Plan, status: int, caller: CallerRecord, batches: list[ServerBatch]) -> bool:

@@ -112,6 +112,8 @@ class MortalRun:
         ledger, db = self._ledger, self.journal._db
         requests = _names(db.execute("SELECT body FROM requests"))
         answered = _names(db.execute("SELECT requests.body FROM requests JOIN answers USING (key, n)"))
+        kept = {value for (value,) in db.execute("SELECT request_id FROM answers")}
+        answered |= {call.ids[0] for call in ledger.calls if call.request_id in kept}
         files, ids = (
             {value for (value,) in db.execute(f"SELECT {column} FROM batches") if value}
             for column in ("file_id", "batch_id")
@@ -138,6 +140,7 @@ class MortalRun:
             for name, (status, _) in [*batch.delivered.items()]:
                 if is_success(status) and name not in answered:
                     del batch.delivered[name]
+                    batch.delivered_at.pop(name, None)
 
 
 def _names(bodies: Iterable[tuple[bytes]]) -> set[str]:

@@ -54,6 +54,8 @@ def _kind(method: str, path: str) -> tuple[str, str]:
             return "cancel", batch_id
         case "GET", "files", file_id, "content":
             return "content", file_id
+        case ("POST", "chat", "completions") | ("POST", "embeddings" | "responses"):
+            return "realtime", ""
     raise AssertionError(f"the client has no business with {method} {path}")
 
 
@@ -141,6 +143,10 @@ class FaultyTransport(httpx.AsyncBaseTransport):
                 call.ids = self._ledger.files[call.file_id].ids
             case "list":
                 call.ids = tuple(custom_id for ids in self._doubt.values() for custom_id in ids)
+            case "realtime":
+                number = prompt_number(body.decode())
+                self._ledger.callers[number].custom_id = f"request-{number}"
+                call.ids = (f"request-{number}",)
             case "poll" | "cancel":
                 call.batch_id = name
                 record = self._ledger.batches[name]
@@ -207,6 +213,10 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         loaded = json.loads(await response.aread())
         call.status = f"{response.status_code}"
         now = anyio.current_time()
+        if call.kind == "realtime":
+            call.request_id = response.headers["x-request-id"]
+            headers = {"x-request-id": call.request_id}
+            return httpx.Response(response.status_code, headers=headers, json=loaded)
         rate = self._plan.rate_at(call.kind, now)
         if call.kind == "create" and self._plan.stops is not None:
             rate = max(rate, _LAG_RATE)  # which only matters to those who have to look for their batch

@@ -8,9 +8,17 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from autobatcher import ClientClosedError
+from autobatcher import ClientClosedError, DeadlineError
 from autobatcher.local.answers import answer_now
-from tests.simulation.ledger import ENDED, HttpCall, Ledger, ServerBatch
+from tests.simulation.deadlines import (
+    CHECKS,
+    answered_before,
+    answered_in_real_time,
+    deadline_is_rightful,
+    gone,
+    withdrawn,
+)
+from tests.simulation.ledger import ENDED, CallerRecord, HttpCall, Ledger, ServerBatch
 from tests.simulation.plan import CallerPlan, Plan
 from tests.simulation.rightful import call_failed, lost, reason_to_go_on, rightful, transient, unreadable
 
@@ -46,6 +54,9 @@ def _everybody_is_settled(plan: Plan, ledger: Ledger) -> Iterator[str]:
             had = run.callers[caller.number]
             if had.result == "answer" and had.answer != _expected(caller):
                 yield f"caller {caller.number} got the answer {had.answer!r} before the program was stopped"
+            error = had.error
+            if isinstance(error, DeadlineError) and not deadline_is_rightful(plan, ledger, error, had):
+                yield f"caller {caller.number} got {error!r} before the program was stopped"
     for caller in plan.callers:
         record = ledger.callers.get(caller.number)
         if record is None or not record.result:
@@ -78,6 +89,8 @@ def _what_was_answered_stays(plan: Plan, ledger: Ledger) -> Iterator[str]:
                 continue
             if record.result == "error" or (record.result == "answer" and record.answer != earlier.answer):
                 yield f"caller {number} had its answer, and not in run {run + 1} any more"
+            elif record.result == "answer" and record.request_id != earlier.request_id:
+                yield f"caller {number} had its answer, and got another one in run {run + 1}"
             elif record.at != record.asked_at:
                 yield f"caller {number} had its answer, and waited for it in run {run + 1}"
     for stopped in ledger.stopped:
@@ -92,7 +105,7 @@ def _failures_are_not_remembered(plan: Plan, ledger: Ledger) -> Iterator[str]:
         if (
             record.result != "error"
             or record.asked_at < ledger.started_at
-            or isinstance(record.error, ClientClosedError)
+            or isinstance(record.error, ClientClosedError | DeadlineError)
         ):
             continue
         if not any(call.start >= ledger.started_at and record.custom_id in call.ids for call in ledger.calls):
@@ -102,6 +115,10 @@ def _failures_are_not_remembered(plan: Plan, ledger: Ledger) -> Iterator[str]:
 def _no_answer_is_lost(plan: Plan, ledger: Ledger) -> Iterator[str]:
     for record in ledger.callers.values():
         if record.result != "error":
+            continue
+        if gone(ledger, record):  # then what its batch has bought may well come later
+            if (batch := answered_before(ledger, record, record.at)) is not None:
+                yield f"caller {record.number} got {record.error!r}, though {ledger.short(batch.id)} had answered"
             continue
         for batch in ledger.batches_of(record.custom_id):
             if record.custom_id not in batch.bought:
@@ -163,7 +180,8 @@ def _each_file_has_one_batch(plan: Plan, ledger: Ledger) -> Iterator[str]:
 
 
 def _limits_are_kept(plan: Plan, ledger: Ledger) -> Iterator[str]:
-    each = 2 if plan.copies else 1  # for they are each sender's own
+    # They are each sender's own; and what runs that were stopped have left goes on with whoever comes first.
+    each = 2 + len(ledger.stopped) if plan.copies else 1
     most = plan.options["max_active_batches"]
     if most is not None and ledger.most_active > most * each:
         yield f"{ledger.most_active} batches were active at a time, and {most} are allowed"
@@ -277,22 +295,25 @@ def _scheduled(first: float, age: float) -> int:
 
 
 def _deserted_batches_are_cancelled(plan: Plan, ledger: Ledger) -> Iterator[str]:
-    if plan.stops is not None:
-        return  # their answers are kept
+    over = gone if plan.stops is None else withdrawn  # with a journal, answers that are yet to come are kept
     for batch in ledger.batches.values():
         callers = [record for record in ledger.callers.values() if record.custom_id in batch.ids]
         if any(ledger.batches_of(record.custom_id)[-1] is not batch for record in callers):
             continue
-        if not callers or any(record.result != "left" for record in callers):
+        if len(callers) < len(batch.ids) or not all(over(ledger, record) for record in callers):
             continue
-        failed = [call for call in ledger.calls if call.seen is not None and set(call.ids) & set(batch.ids)]
+        failed = [
+            call
+            for call in ledger.calls
+            if call.seen is not None and call.kind != "realtime" and set(call.ids) & set(batch.ids)
+        ]
         ends = [call.end for call in failed] + [at + seconds for at, seconds in ledger.jumps]
         since = max([batch.at, *ends, *(record.at for record in callers)])
         until = min(batch.ended_at, ledger.closed_from)
         refused = any(call.kind in ("cancel", "list", "create") and call.seen is not None for call in failed)
         told = [call.status for call in ledger.calls if call.kind == "poll" and call.batch_id == batch.id]
-        over = bool(told) and f"{told[-1]}".lower() in ENDED  # as the server said, in odd letters
-        done = over or batch.status in ("cancelled", "cancelling") or batch.cancel_calls
+        ended = bool(told) and f"{told[-1]}".lower() in ENDED  # as the server said, in odd letters
+        done = ended or batch.status in ("cancelled", "cancelling") or batch.cancel_calls
         # Closing waits for what was to be cancelled before.
         at_close = since < ledger.closed_from < batch.ended_at and plan.call_seconds <= 1
         if not done and not refused and (until > since + SLACK or at_close):
@@ -307,10 +328,26 @@ def _no_batch_is_cancelled_that_somebody_waits_for(plan: Plan, ledger: Ledger) -
             yield f"{ledger.short(call.batch_id)} was cancelled by closing, which was not asked for"
         for record in ledger.callers.values():
             waits = record.result in ("answer", "error") and record.at > call.start + 1
+            if _was_answered_in_real_time(ledger, record, call.start):
+                continue  # in an earlier run, of which the journal knows
             if waits and record.custom_id in call.ids:
                 last = ledger.batches_of(record.custom_id)[-1]
                 if last.id == call.batch_id:
                     yield f"{ledger.short(call.batch_id)} was cancelled while caller {record.number} waited"
+
+
+def _was_answered_in_real_time(ledger: Ledger, record: CallerRecord, before: float) -> bool:
+    earlier = (run.callers[record.number] for run in ledger.stopped)
+    return any(other.at <= before and answered_in_real_time(ledger, other) is not None for other in earlier)
+
+
+def _closing_settles(plan: Plan, ledger: Ledger) -> Iterator[str]:
+    """Whoever waits when the client is closed knows it at once."""
+    for record in ledger.callers.values():
+        start = max(record.asked_at, ledger.closed_from)
+        leapt = sum(seconds for at, seconds in ledger.jumps if start <= at <= record.at)
+        if record.result and record.at - leapt > start + 1:
+            yield f"caller {record.number} waited until {record.at:.0f} s, and the client was closed at {start:.0f} s"
 
 
 def _closing_cancels(plan: Plan, ledger: Ledger) -> Iterator[str]:
@@ -319,7 +356,10 @@ def _closing_cancels(plan: Plan, ledger: Ledger) -> Iterator[str]:
         return
     start = ledger.closed_from
     if plan.call_seconds > 1 or any(
-        call.seen is not None and call.end > start - 700 and call.start < start + CLOSING
+        call.seen is not None
+        and call.kind != "realtime"
+        and call.end > start - 700
+        and call.start < start + CLOSING
         for call in ledger.calls
     ):
         return
@@ -344,5 +384,7 @@ _CHECKS: tuple[Callable[[Plan, Ledger], Iterator[str]], ...] = (
     _calls_are_bounded,
     _deserted_batches_are_cancelled,
     _no_batch_is_cancelled_that_somebody_waits_for,
+    _closing_settles,
     _closing_cancels,
+    *CHECKS,
 )

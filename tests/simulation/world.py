@@ -24,7 +24,7 @@ from autobatcher._http import httpx
 from autobatcher.journal import Journal
 from autobatcher.runtime import driver
 from tests.simulation.clocks import HangsError, Jump, run, seeded_globals, wall_clock
-from tests.simulation.ledger import Ledger
+from tests.simulation.ledger import Ledger, NoAnswerError
 from tests.simulation.plan import HOUR, CallerPlan, Plan, draw
 from tests.simulation.server import ScriptedServer, server_time
 from tests.simulation.stops import MortalRun
@@ -199,21 +199,25 @@ class _World:
         record = self._ledger.callers[plan.number]
         if self._plan.copies and (plan.number + len(self._ledger.stopped)) % 2:
             client = client.with_options(batch_metadata={"copy": "yes"})
+        own = {name: value for name, value in plan.waiting.items() if value != getattr(client._options, name)}
+        if own:
+            client = client.with_options(**own)
         await anyio.sleep(plan.at)
         record.asked_at = anyio.current_time()
         scope = anyio.CancelScope()
         if plan.leaves_after is not None:
             scope.deadline = anyio.current_time() + plan.leaves_after
-        result, answer, error = "left", None, None
+        result, answer, request_id, error = "left", None, None, None
         try:
             with scope:
-                answer = await ask(client, plan)
+                answer, request_id = await ask(client, plan)
                 result = "answer"
         except Exception as raised:  # noqa: BLE001 -- the verdict says which are rightful
             result, error = "error", raised
         if self._ledger.callers[plan.number] is not record:
             return  # the program is dead
         record.result, record.answer, record.error = result, answer, error
+        record.request_id = request_id
         record.at = anyio.current_time()
         what = type(record.error).__name__ if record.error else ""
         self._ledger.note(record.at, f"caller {plan.number}: {record.result} {what}")
@@ -237,20 +241,32 @@ async def _first_of(event: anyio.Event, tasks: anyio.abc.TaskGroup) -> None:
     tasks.cancel_scope.cancel()
 
 
-async def ask(client: BatchOpenAI, plan: CallerPlan) -> object:
-    """One caller's question; what is compared of its answer."""
+async def ask(client: BatchOpenAI, plan: CallerPlan) -> tuple[object, str | None]:
+    """One caller's question: what is compared of its answer, and the id that the server gave it."""
+    answer: Any = await _asked(client, plan)
+    try:
+        match plan.endpoint:
+            case "chat":
+                said = answer.choices[0].message.content
+            case "embeddings":
+                said = answer.data[0].embedding
+            case _:
+                said = answer.output_text
+    except (AttributeError, TypeError, IndexError):
+        raise NoAnswerError(repr(answer)) from None
+    return said, answer._request_id
+
+
+async def _asked(client: BatchOpenAI, plan: CallerPlan) -> object:
     if plan.endpoint == "chat":
-        chat = await client.chat.completions.create(
+        return await client.chat.completions.create(
             model=plan.model, messages=[{"role": "user", "content": plan.prompt}]
         )
-        return chat.choices[0].message.content
     if plan.endpoint == "embeddings":
-        vectors = await client.embeddings.create(
+        return await client.embeddings.create(
             model=plan.model, input=plan.prompt, dimensions=4, encoding_format="float"
         )
-        return vectors.data[0].embedding
-    response = await client.responses.create(model=plan.model, input=plan.prompt)
-    return response.output_text
+    return await client.responses.create(model=plan.model, input=plan.prompt)
 
 
 def _tasks() -> int:
