@@ -47,6 +47,9 @@ COMMENTS = 15.0
 BUSY = 30
 """Seconds after which one who was sent away may try again."""
 
+LINGER = 60.0
+"""Seconds beyond the window for which a request waits for its caller to come again, before it is left to its batch."""
+
 MAX_IDEMPOTENCY_KEY = 255
 
 
@@ -90,7 +93,7 @@ class Answering:
         self._identify = identify
         self._metrics = metrics
         self._reading = Reading(config.max_body_bytes)
-        self._exchanges = Exchanges(deliveries)
+        self._exchanges = Exchanges(deliveries, clients.window_seconds + LINGER)
         self._connections: set[Connection] = set()
         self._stopping = False
         self.waiting = 0

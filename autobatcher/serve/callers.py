@@ -146,6 +146,11 @@ class Clients:
         self._base = base
         self._known: OrderedDict[str, Batching] = OrderedDict()
 
+    @property
+    def window_seconds(self) -> float:
+        """How long a window stays open."""
+        return self._base._options.batch_window_seconds  # noqa: SLF001 -- this package's own client
+
     def of(self, identity: Identity) -> Batching:
         """The client of an identity."""
         client = self._known.get(identity.digest)

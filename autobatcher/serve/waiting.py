@@ -78,6 +78,7 @@ class Exchange:
 
     Args:
         attempt: how often its SDK has asked before.
+        linger: seconds for which it goes on when nobody waits any more.
 
     Attributes:
         heir: a later attempt, which waits for the end of this one.
@@ -85,8 +86,10 @@ class Exchange:
         delivered: whether one of them has it.
     """
 
-    def __init__(self, attempt: int) -> None:
+    def __init__(self, attempt: int, linger: float = 0.0) -> None:
         self.attempt = attempt
+        self._linger = linger
+        self._letting_go: asyncio.TimerHandle | None = None
         self.heir: Exchange | None = None
         self.delivered = False
         self.connections: set[Connection] = set()
@@ -145,14 +148,31 @@ class Exchange:
             return
 
     def leave(self, connection: Connection) -> None:
-        """That one waits no more; when nobody does, the client is told so, which keeps what is in a batch."""
+        """That one waits no more; when nobody has for a while, the client is told so, which keeps what is in a batch.
+
+        For as long its window may be open, in which the client drops what nobody waits for: so callers whose timeouts are
+        shorter than the window would never get into a batch, however often they ask again.
+        """
         self.connections.discard(connection)
         if self.connections:
             return
         if self.done:
             self._end()
         else:
+            self._letting_go = asyncio.get_running_loop().call_later(self._linger, self._let_go)
+
+    def _let_go(self) -> None:
+        if not self.connections:
+            self._letting_go = None
             self._task.cancel()
+
+    def adopted(self) -> bool:
+        """Whether nobody waits for it, and it goes on: then it is for the one that asks now."""
+        if self._letting_go is None or self.connections or self.done:
+            return False
+        self._letting_go.cancel()
+        self._letting_go = None
+        return True
 
 
 class _Named(msgspec.Struct, eq=False):
@@ -167,15 +187,17 @@ class Exchanges:
 
     Args:
         deliveries: tells equal requests apart.
+        linger: seconds for which a request goes on that nobody waits for, and that is in no batch yet.
     """
 
-    def __init__(self, deliveries: Deliveries) -> None:
+    def __init__(self, deliveries: Deliveries, linger: float = 0.0) -> None:
         self._deliveries = deliveries
+        self._linger = linger
         self._open: dict[bytes, list[Exchange]] = {}
         self._named: OrderedDict[bytes, _Named] = OrderedDict()
 
     def join(self, asked: Asked, ask: Ask, *, scope: str, attempt: int, idempotency: str | None) -> Exchange:
-        """The exchange for a request: that of an earlier caller with the same idempotency key, or a new one.
+        """The exchange for a request: that of an earlier caller who left, or has the same idempotency key, or a new one.
 
         Args:
             asked: the request.
@@ -190,7 +212,10 @@ class Exchanges:
         if idempotency is not None:
             return self._named_one(asked, ask, scope, idempotency)
         name = _digest(scope, asked.digest)
-        exchange = Exchange(attempt)
+        for left in self._open.get(name, ()):
+            if left.adopted():
+                return left
+        exchange = Exchange(attempt, self._linger)
         earlier = self._earlier(name, exchange) if attempt else None
         equal = self._open.setdefault(name, [])
         equal.append(exchange)
@@ -234,9 +259,9 @@ class Exchanges:
             raise Refused(reply, "idempotency")
         self._named.move_to_end(key)
         earlier = named.exchange
-        if earlier is not None and earlier.connections:
+        if earlier is not None and (earlier.connections or earlier.adopted()):
             return earlier
-        exchange = named.exchange = Exchange(0)
+        exchange = named.exchange = Exchange(0, self._linger)
 
         async def after() -> Answer:
             if earlier is not None:  # which nobody waits for any more: it is about to end

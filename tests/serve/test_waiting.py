@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
 from autobatcher.core.outcomes import Answer
+from autobatcher.serve.bodies import Asked
+from autobatcher.serve.deliveries import Deliveries
 from autobatcher.serve.serving import _listening, room
-from autobatcher.serve.waiting import DEAD, Connection, Exchange
+from autobatcher.serve.waiting import DEAD, Connection, Exchange, Exchanges
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +72,40 @@ async def test_a_request_is_let_go_when_the_last_one_leaves() -> None:
     exchange.leave(second)
     await exchange.over(10)
     assert ends == [False]
+
+
+@pytest.mark.parametrize("idempotency", [None, "k"])
+async def test_who_asks_again_before_there_is_a_batch_gets_the_same_request(
+    idempotency: str | None, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+    answer = asyncio.Event()
+
+    async def ask(name: str) -> Answer:
+        calls.append(name)
+        await answer.wait()
+        return ANSWER
+
+    exchanges = Exchanges(Deliveries(tmp_path / "served"), linger=60.0)
+    asked = Asked("chat/completions", b"{}", {}, stream=False, streaming={}, digest=b"digest")
+    found: list[Exchange] = []
+    for _ in range(3):
+        connection = Connection()
+        exchange = exchanges.join(asked, ask, scope="s", attempt=0, idempotency=idempotency)
+        exchange.connections.add(connection)
+        await asyncio.sleep(0)
+        exchange.leave(connection)
+        found.append(exchange)
+    assert found[0] is found[1] is found[2]
+    assert len(calls) == 1
+    again = exchanges.join(asked, ask, scope="s", attempt=0, idempotency=idempotency)
+    again.connections.add(connection)
+    if idempotency is None:  # one that waits while another does is another request
+        other = exchanges.join(asked, ask, scope="s", attempt=0, idempotency=None)
+        assert other is not again
+    answer.set()
+    assert await connection.woken(10)
+    assert again.answer() is ANSWER
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
