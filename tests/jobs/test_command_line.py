@@ -57,6 +57,56 @@ def test_the_help_of_each_command_has_an_example_and_exit_codes(names: tuple[str
         assert code in " ".join(ran.out[ran.out.index("Exit codes:") :].split())
 
 
+def started(before: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process in which this is done before."""
+    program = f"import os, signal, sys\n{before}\nfrom autobatcher.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("missing", ["prometheus_client", "uvicorn", "typer"])
+def test_a_command_whose_extra_is_missing_says_so_whatever_it_is_given(missing: str) -> None:
+    ran = started(f"sys.modules[{missing!r}] = None", "serve", "there", "--port", "8080", "--no-such")
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert ran.stderr == f'autobatcher: {missing} is not installed: pip install "autobatcher[all]"\n'
+
+
+def test_the_other_commands_go_without_the_extra() -> None:
+    ran = started("sys.modules['prometheus_client'] = None", "list", "--help")
+    assert ran.returncode == 0, ran.stderr
+
+
+SIGNALLED = """
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "autobatcher.cli.{module}":
+            os.kill(os.getpid(), signal.{signal})
+
+sys.meta_path.insert(0, Finder())
+"""
+"""Sends the process a signal when it begins to import a module."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end processes there")
+@pytest.mark.parametrize("module", ["common", "batches"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_command_that_is_interrupted_while_it_starts_is_130(name: str, module: str) -> None:
+    ran = started(SIGNALLED.format(module=module, signal=name), "list", "--help")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
+def test_only_the_module_of_the_command_is_imported() -> None:
+    program = "import sys; sys.argv[1:] = ['list', '--help']; from autobatcher.cli import main\n"
+    program += "try: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    modules = ran.stderr.split()
+    assert "autobatcher.cli.batches" in modules
+    assert not {"autobatcher.cli.serve", "autobatcher.cli.run", "uvicorn"} & set(modules)
+
+
 def test_json_is_an_object_a_line_and_nothing_else(server: Serving, tmp_path: Path, ended: Any) -> None:
     path = batch_file(tmp_path, [line("a"), b"\n"], "more.jsonl")
     name, file = ended["id"], ended["input_file_id"]
