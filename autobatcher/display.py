@@ -117,8 +117,12 @@ class Display:
                 except Exception:  # noqa: BLE001 -- as above
                     self._end()
 
-    def close(self) -> None:
-        """Say how it ended, and leave the terminal as it was; what comes later is not shown."""
+    def close(self, *, cut_short: bool = False) -> None:
+        """Say how it ended, and leave the terminal as it was; what comes later is not shown.
+
+        Args:
+            cut_short: whether the program says itself how it ended, where there is no table.
+        """
         if self._foreign or not self._lock.acquire(timeout=STOP_SECONDS):
             return
         try:
@@ -127,7 +131,7 @@ class Display:
             self._over = True
             if self._screen is not None:
                 self._leave()
-            elif not self._table:
+            elif not self._table and not cut_short:
                 self._lines.last(self._state)
         except Exception:  # noqa: BLE001 -- as above
             self._end()

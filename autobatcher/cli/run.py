@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from autobatcher.cli.usage import GivenPrices, earlier_lines, prices_of, tokens_
 from autobatcher.core.window import MAX_LINES
 from autobatcher.display import Display
 from autobatcher.display_state import counted
+from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
 from autobatcher.jobs.items import Source
 from autobatcher.jobs.running import IN_FLIGHT, Finished, Progress
 from autobatcher.jobs.running import run as run_job
@@ -149,11 +151,16 @@ def run(
         results,
         {"full": full, "overwrite": overwrite, "batch_size": batch_size, "in_flight": in_flight},
     )
-    done = run_async(
-        lambda: job.work(options),
-        then="run the same command again: nothing is paid for twice",
-        interrupted=job.interrupted,
-    )
+    try:
+        done = run_async(
+            lambda: job.work(options),
+            then="run the same command again: nothing is paid for twice",
+            interrupted=job.interrupted,
+        )
+    except typer.Exit as ended:
+        if ended.exit_code == USAGE:
+            job.refused()
+        raise
     _tell(done, Usage.of(done.used, prices), Usage.of(done.earlier), as_json=as_json)
     raise typer.Exit(SOME_FAILED if done.failed else 0)
 
@@ -162,6 +169,7 @@ class _Job:
     def __init__(self, source: Source, results: Path, options: dict[str, Any]) -> None:
         self._source, self._results, self._options = source, results, options
         self._last: Progress | None = None
+        self._under_way: set[str] = set()
 
     async def work(self, client_options: dict[str, Any]) -> Finished:
         logging.getLogger("autobatcher").addHandler(logging.NullHandler())  # the display says it all
@@ -169,14 +177,28 @@ class _Job:
 
         def note(progress: Progress) -> None:
             self._last = progress
-            display.overall(progress)
+            if not progress.cut_short:
+                display.overall(progress)
+
+        def show(event: Event) -> None:
+            if self._cut_short:  # of batches that are let go of, which have not failed
+                return
+            if isinstance(event, (BatchSubmitted, BatchProgressed)):
+                self._under_way.add(event.batch_id)
+            elif isinstance(event, BatchSettled):
+                self._under_way.discard(event.batch_id or "")
+            display.show(event)
 
         try:
-            async with BatchOpenAI(**client_options, on_event=display.show) as client:
+            async with BatchOpenAI(**client_options, on_event=show) as client:
                 return await run_job(client, self._source, self._results, **self._options, on_progress=note)
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(display.close)
+                await anyio.to_thread.run_sync(lambda: display.close(cut_short=self._cut_short))
+
+    @property
+    def _cut_short(self) -> bool:
+        return self._last is not None and self._last.cut_short
 
     def interrupted(self) -> None:
         """What somebody is to know who has pressed Ctrl-C."""
@@ -184,6 +206,20 @@ class _Job:
         if last is not None:
             say(f"interrupted: {last.answered:,} answered of {last.requests:,} that were read")
         say("the same command goes on from here; batches go on at the server meanwhile")
+
+    def refused(self) -> None:
+        """What somebody is to know whose input is faulty further down: what was read before may have been sent."""
+        last = self._last
+        if last is None or not last.cut_short or last.complete:
+            return
+        if self._source.columns is None:
+            say(f"autobatcher validate {shlex.quote(str(self._source.path))} shows all problems")
+        kept = [f"{counted(last.answered, 'answer')} in the journal"] if last.answered else []
+        if self._under_way:
+            number = len(self._under_way)
+            kept.append(f"{number:,} {'batch' if number == 1 else 'batches'} under way at the server")
+        if kept:
+            say(f"{' and '.join(kept)}; the same command goes on from there")
 
 
 def _tell(done: Finished, usage: Usage, earlier: Usage, *, as_json: bool) -> None:

@@ -51,6 +51,8 @@ class Progress:
         requests: that have been read.
         complete: whether these are all.
         answered, failed: what became of them.
+        cut_short: whether these are the last numbers, for the run is interrupted or has met an error. What is under way
+            then is withdrawn, and has not failed.
     """
 
     read: int
@@ -59,6 +61,7 @@ class Progress:
     complete: bool
     answered: int
     failed: int
+    cut_short: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ async def run(
         overwrite: whether to replace `results`, if that is there.
         batch_size: the most requests of a batch.
         in_flight: the most requests under way at a time.
-        on_progress: called about four times a second.
+        on_progress: called about four times a second, and when the run ends, however it does.
 
     Raises:
         FileExistsError: `results` is there.
@@ -234,6 +237,7 @@ class _Job:
         collector = self._client._collector  # noqa: SLF001
         driver = self._client._collectors.driver(collector)  # noqa: SLF001
         assert driver is not None  # noqa: S101 -- it is nobody else's to close
+        cut_short = True
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick)
@@ -241,12 +245,13 @@ class _Job:
                 driver.flush()
                 await self._until_pending(0)
                 tasks.cancel_scope.cancel()
+            cut_short = False
         except Exception as group:  # noqa: BLE001 -- whatever it is
             error = _only(group)
             raise error from error.__cause__
         finally:
             self._over = True
-        self._tell()
+            self._report(cut_short=cut_short)
 
     async def _submit_all(self, collector: Collector, driver: Driver) -> None:
         reached = False
@@ -340,6 +345,9 @@ class _Job:
 
     def _tell(self) -> None:
         self._partial.flush()
+        self._report()
+
+    def _report(self, *, cut_short: bool = False) -> None:
         self._on_progress(
             Progress(
                 self._source.size if self._complete else self._read,
@@ -348,6 +356,7 @@ class _Job:
                 self._complete,
                 self.answered,
                 self.failed,
+                cut_short,
             )
         )
 

@@ -316,6 +316,41 @@ def test_errors_of_the_user_and_of_the_server(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_bad_line_far_down_is_told_and_what_was_read_before_has_not_failed(
+    server: Serving, tmp_path: Path
+) -> None:
+    path = batch_file(tmp_path / "in.jsonl", 500)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("bad line\n")
+    done = run(server, path, "-o", tmp_path / "out.jsonl", "--batch-size", "100")
+    assert (done.returncode, done.stdout) == (2, "")
+    said = [line for line in done.stderr.splitlines() if " submitted: " not in line]
+    assert said[0].startswith(f"autobatcher: {path}:501: not JSON")
+    assert said[1] == f"autobatcher validate {path} shows all problems"
+    assert all("batches under way" in line for line in said[2:]), done.stderr
+    assert len(said) <= 3
+
+
+def test_a_bad_line_leaves_batches_under_way_and_the_mended_file_goes_on_with_them(tmp_path: Path) -> None:
+    path, out = batch_file(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write("bad line\n")
+    ask = (path, "-o", out, "--batch-size", "10", "--in-flight", "40")
+    with serve_in_thread(LocalConfig(latency_seconds=0.2, concurrency=2)) as server:
+        done = run(server, *ask)
+        assert done.returncode == 2, done.stderr
+        kept = re.fullmatch(
+            r"(\d+) answers? in the journal and (\d) batch(?:es)? under way at the server; the same command goes on"
+            " from there",
+            done.stderr.splitlines()[-1],
+        )
+        assert kept, done.stderr
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:40]))
+        assert run(server, *ask).returncode == 0
+        assert bought(server) == 40
+    assert len(lines(out)) == 40
+
+
 def in_the_background() -> None:
     """As a shell without job control starts programs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -343,6 +378,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_the_same_command_does(
         _, told = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130, told
         assert "the same command goes on" in told
+        kept = len(lines(tmp_path / "out.jsonl.partial"))
+        assert f"interrupted: {kept} answered of 300 that were read" in told
+        assert not re.search("[1-9] failed", told)
         assert "Traceback" not in told
         assert not out.exists()
         done = run(server, path, "-o", out, "--batch-size", "50")
