@@ -230,12 +230,17 @@ def _tell(done: Finished, usage: Usage, earlier: Usage, *, as_json: bool) -> Non
                 "requests": done.requests,
                 "answered": done.answered,
                 "failed": done.failed,
+                "refused": done.refused,
+                "cut_off": done.cut_off,
                 "usage": usage_json(usage),
                 "earlier": tokens_json(earlier),
             }
         )
+    short = {"refused": done.refused, "cut off": done.cut_off}
+    told = ", ".join(f"{number:,} {name}" for name, number in short.items() if number)
     say(
-        f"{counted(done.requests, 'request')}: {done.answered:,} answered, {done.failed:,} failed; {done.results}"
+        f"{counted(done.requests, 'request')}: {done.answered:,} answered{told and f' ({told})'},"
+        f" {done.failed:,} failed; {done.results}"
     )
     for line in (*usage_lines(usage), *earlier_lines(earlier)):
         say(line)

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 ANSWER, ERROR = "answer", "error"
 """The columns that a table of results has beside those of the input."""
 
+REFUSED, CUT_OFF = "refused", "cut off"
+"""What begins the error of an answer in which the model refused, or whose text is not whole."""
+
+_REFUSAL = re.compile(rb'"refusal"\s*:\s*"')
+_CUT = ("length", "content_filter")
+_INCOMPLETE = "incomplete"
+_CUT_MARKS = tuple(f'"{word}"'.encode() for word in (*_CUT, _INCOMPLETE))
+
 PARQUET_ROWS = 5_000
 """Rows of a table in memory at a time."""
 
@@ -277,12 +285,41 @@ def told(line: bytes) -> tuple[str | None, str | None]:
     if not is_success(status):
         return None, _joined(status, _message(body))
     try:
-        answer, refusal = answer_of(body)
+        (answer, refusal), cut = answer_of(body), _cut_off_by(body)
     except (AttributeError, TypeError, ValueError):  # of a form that is nobody's
-        answer, refusal = json.dumps(body, ensure_ascii=False), None
+        answer, refusal, cut = json.dumps(body, ensure_ascii=False), None, None
     if refusal is not None:
-        return None, f"refused: {refusal}"
+        return None, f"{REFUSED}: {refusal}"
+    if cut is not None:
+        return answer, f"{CUT_OFF}: {cut}"
     return answer, None if answer is not None else _why_nothing(body)
+
+
+def shortcoming(body: bytes) -> str | None:
+    """`REFUSED` or `CUT_OFF`, where the body of an answer is one in which a model refused, or whose text is not whole."""
+    refused = b'"refusal"' in body and _REFUSAL.search(body)
+    if not refused and not any(mark in body for mark in _CUT_MARKS):
+        return None  # of nearly all answers, which need not be taken apart
+    try:
+        fields = orjson.loads(body)
+        (_, refusal), cut = answer_of(fields), _cut_off_by(fields)
+    except (AttributeError, TypeError, ValueError):  # as in `told`
+        return None
+    if refusal is not None:
+        return REFUSED
+    return None if cut is None else CUT_OFF
+
+
+def _cut_off_by(body: Any) -> str | None:
+    """What kept an answer from being whole: "length", "content_filter", or a response's reason; None if nothing did."""
+    if not isinstance(body, dict):
+        return None
+    if isinstance(choices := body.get("choices"), list):
+        reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+        return next((reason for reason in reasons if reason in _CUT), None)
+    if isinstance(body.get("output"), list) and body.get("status") == _INCOMPLETE:
+        return str((body.get("incomplete_details") or {}).get("reason") or _INCOMPLETE)
+    return None
 
 
 def _why_nothing(body: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from autobatcher.errors import JournalError
 from autobatcher.jobs.calls import reach
 from autobatcher.jobs.disk import free_place, name_file, replacing
 from autobatcher.jobs.items import InputError, Item, Source
-from autobatcher.jobs.outputs import Results, parquet_library
+from autobatcher.jobs.outputs import CUT_OFF, REFUSED, Results, parquet_library, shortcoming
 from autobatcher.jobs.sources import files_below
 from autobatcher.usage import Bought, Meter, Tokens
 
@@ -75,6 +76,9 @@ class Finished:
         used: the tokens of the answers that this run bought, for `autobatcher.usage.Usage.of`.
         earlier: those of the answers that the journal had, and of batches that earlier runs had made, which may have had
             another completion window.
+        refused: how many of the answered ones the model refused, in `message.refusal` or the like.
+        cut_off: how many of the answered ones are not whole: their `finish_reason` is "length" or "content_filter", or
+            their `status`, of responses, "incomplete".
     """
 
     results: Path
@@ -83,6 +87,8 @@ class Finished:
     failed: int
     used: Mapping[Bought, Tokens]
     earlier: Mapping[Bought, Tokens]
+    refused: int = 0
+    cut_off: int = 0
 
 
 async def run(
@@ -134,7 +140,16 @@ async def run(
         )
     finally:
         await client._collectors.close()  # noqa: SLF001 -- batches go on at the server, and are in the journal
-    return Finished(path, job.requests, job.answered, job.failed, job.bought.counts, job.earlier.counts)
+    return Finished(
+        path,
+        job.requests,
+        job.answered,
+        job.failed,
+        job.bought.counts,
+        job.earlier.counts,
+        job.shortcomings[REFUSED],
+        job.shortcomings[CUT_OFF],
+    )
 
 
 async def _run(
@@ -227,6 +242,7 @@ class _Job:
         self._over = False
         self._models: dict[str, str] = {}
         self.requests = self.answered = self.failed = 0
+        self.shortcomings: Counter[str | None] = Counter()
         self.unreached: Exception | None = None
         self.bought, self.earlier = Meter(), Meter()
         how = str(client.base_url), client._options.completion_window  # noqa: SLF001 -- as above
@@ -310,6 +326,7 @@ class _Job:
             self.answered += 1
             count = self._count_bought if row.bought else self._count_earlier
             count(row.model, outcome.body)
+            self.shortcomings[shortcoming(outcome.body)] += 1
         else:
             self.failed += 1
         if isinstance(outcome, CallFailed) and isinstance(outcome.cause, Exception):

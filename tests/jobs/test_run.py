@@ -19,7 +19,7 @@ import pytest
 from autobatcher import BatchOpenAI
 from autobatcher.events import BatchProgressed, BatchSettled, BatchSubmitted, Event
 from autobatcher.jobs.items import InputError, Item
-from autobatcher.jobs.outputs import told, write_table
+from autobatcher.jobs.outputs import shortcoming, told, write_table
 from autobatcher.jobs.running import TURN_SECONDS, Progress, run
 from autobatcher.jobs.sources import open_source
 from autobatcher.jobs.template import Template
@@ -256,7 +256,62 @@ def test_answers_of_odd_forms_are_told_as_they_are() -> None:
 
     assert told(line({"choices": [{"message": "x"}]})) == ('{"choices": [{"message": "x"}]}', None)
     cut = {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
-    assert told(line(cut)) == (None, "no text (finish_reason length)")
+    assert told(line(cut)) == (None, "cut off: length")
+    nothing = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
+    assert told(line(nothing)) == (None, "no text (finish_reason stop)")
+    for body in ({"choices": "length"}, {"choices": [{"message": "length"}]}, ["length"], "incomplete", b"{"):
+        assert shortcoming(body if isinstance(body, bytes) else orjson.dumps(body)) is None
+
+
+SAID = {"content": "So far"}
+CUT_SHORT: list[tuple[Any, str | None, str | None]] = [
+    ({"choices": [{"message": SAID, "finish_reason": "stop"}]}, "So far", None),
+    ({"choices": [{"message": {"content": 'a "length"'}, "finish_reason": "stop"}]}, 'a "length"', None),
+    ({"choices": [{"message": SAID, "finish_reason": "length"}]}, "So far", "cut off: length"),
+    (
+        {"choices": [{"message": SAID, "finish_reason": "content_filter"}]},
+        "So far",
+        "cut off: content_filter",
+    ),
+    ({"choices": [{"message": {"content": None, "refusal": "No."}}]}, None, "refused: No."),
+    ({"choices": [{"message": {**SAID, "refusal": None}}]}, "So far", None),
+    *(
+        (
+            {
+                "status": status,
+                "incomplete_details": details,
+                "output": [{"type": "message", "content": [{"type": "output_text", "text": "So far"}]}],
+            },
+            "So far",
+            error,
+        )
+        for status, details, error in (
+            ("completed", None, None),
+            ("incomplete", {"reason": "max_output_tokens"}, "cut off: max_output_tokens"),
+            ("incomplete", None, "cut off: incomplete"),
+        )
+    ),
+    (
+        {
+            "status": "completed",
+            "output": [{"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}],
+        },
+        None,
+        "refused: No.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "answer", "error"), CUT_SHORT)
+def test_answers_that_are_refused_or_cut_off_are_told_so(
+    body: Any, answer: str | None, error: str | None
+) -> None:
+    assert told(orjson.dumps({"response": {"status_code": 200, "body": body}, "error": None})) == (
+        answer,
+        error,
+    )
+    for content in (orjson.dumps(body), json.dumps(body, indent=1).encode()):
+        assert shortcoming(content) == (None if error is None else error.partition(": ")[0])
 
 
 def tabled(path: Path) -> list[dict[str, Any]]:

@@ -119,6 +119,38 @@ def test_what_failed_is_said_and_asked_again_by_the_next_run(server: Serving, tm
     assert "better" in rows(out)[1]["answer"]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "limit", "reason"),
+    [
+        ("/v1/chat/completions", "max_tokens=30", "length"),
+        ("/v1/responses", "max_output_tokens=30", "max_output_tokens"),
+    ],
+)
+def test_what_is_refused_or_cut_off_is_answered_and_said(
+    server: Serving, tmp_path: Path, endpoint: str, limit: str, reason: str
+) -> None:
+    path = table(tmp_path / "texts.csv", "a", "[[refuse]]", "[[filter]] b", "word " * 100)
+    ask = ("--model", "m", "--prompt", "{text}", "--endpoint", endpoint, "--set", limit)
+    done = run(server, path, "-o", tmp_path / "out.csv", *ask, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [told[name] for name in ("requests", "answered", "failed", "refused", "cut_off")] == [
+        4,
+        4,
+        0,
+        1,
+        2,
+    ]
+    assert "4 requests: 4 answered (1 refused, 2 cut off), 0 failed; " in done.stderr
+    errors = [row["error"] for row in rows(tmp_path / "out.csv")]
+    assert errors[0] == ""
+    assert errors[1].startswith("refused: ")
+    assert errors[2:] == ["cut off: content_filter", f"cut off: {reason}"]
+    assert "word" in rows(tmp_path / "out.csv")[3]["answer"]
+    again = run(server, path, "-o", tmp_path / "out.csv", *ask, "--overwrite")
+    assert "4 answered (1 refused, 2 cut off), 0 failed" in again.stderr
+
+
 def test_a_batch_file_becomes_the_lines_of_an_output_file(server: Serving, tmp_path: Path) -> None:
     path = batch_file(tmp_path / "in.jsonl", 20)
     done = run(server, path, "-o", tmp_path / "out.jsonl", "--batch-size", "7", "--metadata", "job=x")
