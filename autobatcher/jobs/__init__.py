@@ -21,6 +21,7 @@ from autobatcher.jobs.downloads import (
     results,
     retry,
 )
+from autobatcher.jobs.estimating import Estimate, EstimateLine, estimate
 from autobatcher.jobs.files import delete_file, get_file, list_files
 from autobatcher.jobs.items import InputError, Item
 from autobatcher.jobs.packing import prepare
@@ -31,6 +32,8 @@ from autobatcher.jobs.template import Template
 __all__ = [
     "Changed",
     "Counts",
+    "Estimate",
+    "EstimateLine",
     "Finished",
     "InputError",
     "Item",
@@ -44,6 +47,7 @@ __all__ = [
     "UnreadError",
     "cancel",
     "delete_file",
+    "estimate",
     "get_file",
     "list_batches",
     "list_files",

@@ -18,7 +18,7 @@ import tiktoken
 import tiktoken.registry
 from typer.testing import CliRunner, Result
 
-from autobatcher import BatchOpenAI
+from autobatcher import BatchOpenAI, jobs
 from autobatcher.cli import build_app
 from autobatcher.cli.usage import money, usage_json, usage_lines
 from autobatcher.jobs.estimating import BYTES, TIKTOKEN, Count, EstimateLine, estimate
@@ -404,6 +404,13 @@ def test_a_wrong_line_is_said_by_its_number(path: Path, line: str) -> None:
     assert f"{path}:1002" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_what_the_command_does_is_a_function_as_of_the_others() -> None:
+    assert jobs.estimate is estimate
+    assert {"run", "prepare", "validate", "submit", "status", "watch", "results", "cancel", "retry"} <= set(
+        jobs.__all__
+    )
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
