@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def prepare(
 
     Args:
         source: where the requests come from, by `open_source`.
-        to: the folder; it is made if it is not there.
+        to: the folder; it is made if it is not there, and is not left behind empty.
         max_requests: the most requests of a file, and of embeddings the most inputs.
         max_bytes: the most bytes of a file.
         on_read: called now and then with how many bytes of the source have been read.
@@ -61,10 +63,9 @@ def prepare(
         )
     if to.exists() and not to.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(to))
-    to.mkdir(parents=True, exist_ok=True)
     name = path.name if path.is_dir() else path.stem
     limits = Limits(weight=max_requests, size=max_bytes)
-    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=to) as folder:
+    with _made(to), tempfile.TemporaryDirectory(prefix=".prepare-", dir=to) as folder:
         packer = _Packer(source.path, Path(folder), to / name, limits, overwrite=overwrite)
         for item in source.items(on_read or nobody):
             packer.add(item)
@@ -72,6 +73,20 @@ def prepare(
         if not packer.files:
             raise InputError(f"{source.path}: has no requests")
         return packer.publish()
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder, and those that it is in; those that were not there are removed again if this fails with nothing in them."""
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # there is something in it
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 class _File:

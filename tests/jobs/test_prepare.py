@@ -128,8 +128,15 @@ def test_nothing_is_overwritten_unasked_and_nothing_old_is_left_when_asked(tmp_p
 def test_a_source_that_turns_out_faulty_leaves_nothing_behind(tmp_path: Path) -> None:
     path = batch_file(tmp_path, line("a"), line("a"))
     with pytest.raises(InputError, match=r"in\.jsonl:2: "):
-        prepare(open_source(path), tmp_path / "to")
-    assert names(tmp_path / "to") == []
+        prepare(open_source(path), tmp_path / "to" / "deep")
+    assert names(tmp_path) == ["in.jsonl"]
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for name, left in (("empty", []), ("full", ["mine"])):
+        with pytest.raises(InputError, match=r"in\.jsonl:2: "):
+            prepare(open_source(path), tmp_path / name)
+        assert names(tmp_path / name) == left
     with pytest.raises(InputError, match="has no requests"):
         prepare(open_source(batch_file(tmp_path, "text\n", name="x.csv"), Template("m", "{text}")), tmp_path)
 
@@ -261,6 +268,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, arguments: list[str], sa
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert names(tmp_path) == ["bad.jsonl", "texts.csv"]
 
 
 def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
