@@ -482,7 +482,7 @@ def _asked(line: bytes, file_id: str, number: int) -> _Asked:
     try:
         return msgspec.json.decode(line.removeprefix(b"\xef\xbb\xbf"), type=_Asked)
     except ValueError as error:  # msgspec's own among them
-        raise InputError(f"input file {file_id}: request {number} is none ({error})") from None
+        raise InputError(f"input file {file_id}: line {number} is no request ({error})") from None
 
 
 async def retry(
