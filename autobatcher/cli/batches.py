@@ -32,7 +32,7 @@ from autobatcher.cli.common import (
     told,
 )
 from autobatcher.cli.tables import BATCH_COLUMNS, BATCH_SPARE, batch_row, print_table, table
-from autobatcher.cli.usage import GivenPrices, prices_of, usage_lines
+from autobatcher.cli.usage import GivenPrices, prices_of, say_unused, usage_lines
 from autobatcher.display_state import counted, printable
 from autobatcher.errors import AutobatcherError
 from autobatcher.events import CallRetried
@@ -372,6 +372,7 @@ def results(
         _say_counts(counts, [path for path in (place, errors_place) if isinstance(path, Path)])
         for line in usage_lines(Usage.of(counts.used, prices)):
             say(line)
+        say_unused(price, (bought.model for bought in counts.used))
         return 0 if counts.all_answered else SOME_FAILED
 
     with_client(base_url, api_key, run)

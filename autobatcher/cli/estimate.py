@@ -27,7 +27,7 @@ from autobatcher.cli.inputs import (
     source_of,
 )
 from autobatcher.cli.tables import put_rich
-from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of
+from autobatcher.cli.usage import UNKNOWN, GivenPrices, bought, money, prices_of, say_unused
 from autobatcher.jobs.estimating import WINDOWS, Estimate, EstimateLine
 from autobatcher.jobs.estimating import estimate as estimated
 from autobatcher.jobs.template import CHAT
@@ -104,6 +104,7 @@ def estimate(
             _show(found)
     for note in _notes(found):
         say(note)
+    say_unused(price, (line.model for line in found.lines))
 
 
 def _show(found: Estimate) -> None:

@@ -38,7 +38,15 @@ from autobatcher.cli.inputs import (
     Tools,
     source_of,
 )
-from autobatcher.cli.usage import GivenPrices, earlier_lines, prices_of, tokens_json, usage_json, usage_lines
+from autobatcher.cli.usage import (
+    GivenPrices,
+    earlier_lines,
+    prices_of,
+    say_unused,
+    tokens_json,
+    usage_json,
+    usage_lines,
+)
 from autobatcher.core.window import MAX_LINES
 from autobatcher.display import Display
 from autobatcher.display_state import counted
@@ -162,6 +170,7 @@ def run(
             job.refused()
         raise
     _tell(done, Usage.of(done.used, prices), Usage.of(done.earlier), as_json=as_json)
+    say_unused(price, done.models)
     raise typer.Exit(SOME_FAILED if done.failed else 0)
 
 

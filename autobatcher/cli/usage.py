@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
-from autobatcher.cli.common import USAGE, fail, shown
-from autobatcher.display_state import counted
+from autobatcher.cli.common import USAGE, fail, say, shown
+from autobatcher.display_state import counted, printable
 from autobatcher.prices import Prices, parse_override
 from autobatcher.usage import Usage, UsageLine
 
@@ -30,6 +31,16 @@ def prices_of(given: list[str] | None) -> Prices:
         return Prices(dict(parse_override(text) for text in given or ()))
     except ValueError as error:
         fail(f"--price: {error}", USAGE)
+
+
+def say_unused(given: list[str] | None, models: Iterable[str]) -> None:
+    """Say which prices that the command line gives are of models that are not among these, as where one is misspelt."""
+    found = dict.fromkeys(models)
+    for name in dict.fromkeys(parse_override(text)[0] for text in given or ()):
+        if name not in found:
+            there = ", ".join(model or "(no model)" for model in found)
+            models_are = f"; the models are {there}" if there else ""
+            say(printable(f"--price {name}: stands for nothing here{models_are}"))
 
 
 def money(dollars: float | None) -> str:

@@ -79,6 +79,7 @@ class Finished:
         refused: how many of the answered ones the model refused, in `message.refusal` or the like.
         cut_off: how many of the answered ones are not whole: their `finish_reason` is "length" or "content_filter", or
             their `status`, of responses, "incomplete".
+        models: of the requests, in the order in which they come first.
     """
 
     results: Path
@@ -89,6 +90,7 @@ class Finished:
     earlier: Mapping[Bought, Tokens]
     refused: int = 0
     cut_off: int = 0
+    models: tuple[str, ...] = ()
 
 
 async def run(
@@ -149,6 +151,7 @@ async def run(
         job.earlier.counts,
         job.shortcomings[REFUSED],
         job.shortcomings[CUT_OFF],
+        tuple(job.models),
     )
 
 
@@ -240,7 +243,7 @@ class _Job:
         self._changed = anyio.Event()
         self._broken: Exception | None = None
         self._over = False
-        self._models: dict[str, str] = {}
+        self.models: dict[str, str] = {}
         self.requests = self.answered = self.failed = 0
         self.shortcomings: Counter[str | None] = Counter()
         self.unreached: Exception | None = None
@@ -294,7 +297,7 @@ class _Job:
         if not isinstance(fields, dict):
             raise InputError(f"{self._source.path}: {item.custom_id}: the body is no JSON object")
         model = model_name(fields)
-        model = self._models.setdefault(model, model)
+        model = self.models.setdefault(model, model)
         path = _below_version(item.url)
         row = _Row(self, self.requests, item.custom_id, model)
         self.requests += 1

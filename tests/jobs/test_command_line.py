@@ -137,7 +137,8 @@ def test_a_dash_is_stdout_where_one_file_is_written(server: Serving, tmp_path: P
     both = autobatcher(server, "results", ended["id"])
     assert [found["custom_id"] for found in both.objects] == ["a", "b"]
     assert autobatcher(server, "results", ended["id"], "--errors", "-").out == both.out
-    got = autobatcher(server, "results", ended["id"], "-o", out, "--errors", "-")
+    got = autobatcher(server, "results", ended["id"], "-o", out, "--errors", "-", "--price", "n=1,1")
+    assert "--price n: stands for nothing here; the models are m\n" in got.err
     assert [found["custom_id"] for found in got.objects] == ["b"]
     assert f"written: {out}" in got.err
     assert "written: -" not in got.err
@@ -202,6 +203,15 @@ def test_numbers_of_one_are_not_plural(server: Serving, tmp_path: Path) -> None:
             assert not word.split()[0].endswith("s"), text
     assert "1 request: 1 answered" in done.err
     assert "1 answer, " in done.err
+
+
+def test_what_cannot_be_retried_is_named_by_its_line(server: Serving, tmp_path: Path) -> None:
+    path = batch_file(tmp_path, [line("a"), line("b"), line("c"), b"[1]\n"])
+    name = autobatcher(server, "submit", path).out.strip()
+    autobatcher(server, "watch", name, "--poll-interval", "0.05")
+    ran = autobatcher(server, "retry", name)
+    assert ran.code == 2, ran.err
+    assert ": line 4 is no request (" in ran.err
 
 
 def test_files_are_listed_got_and_deleted(server: Serving, tmp_path: Path, ended: Any) -> None:

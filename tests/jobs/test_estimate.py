@@ -327,6 +327,13 @@ def test_the_command_prints_json_lines(path: Path) -> None:
         assert cost == pytest.approx((line["prompt_tokens"] + 2 * 10_000) / 1e6)
     assert line["prices"]["1h"] == {"input": 1, "output": 2, "source": "given", "date": None}
     assert "given with --price, for every window" in done.stderr
+    assert "stands for nothing" not in done.stderr
+
+
+def test_a_price_of_a_model_that_is_not_there_is_said(path: Path) -> None:
+    done = invoked(path, "--price", "gpt-4o-mimi=1,2")
+    assert done.exit_code == 0, done.stderr
+    assert "--price gpt-4o-mimi: stands for nothing here; the models are gpt-4o-mini\n" in done.stderr
 
 
 def test_the_prices_are_those_of_the_server_that_would_be_used(tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def test_what_earlier_runs_bought_has_no_price_of_this_run(server: Serving, tmp_
     told, before = json.loads(done.stdout), json.loads(first.stdout)
     assert [(line["completion_window"], line["requests"]) for line in told["usage"]["lines"]] == [("1h", 1)]
     assert "m (1h): 1 answer, " in done.stderr
+    assert "stands for nothing" not in first.stderr + done.stderr
+    misspelt = run(server, path, *ask, "--overwrite", "--price", "n=1,1")
+    assert misspelt.stderr.splitlines()[-1] == "--price n: stands for nothing here; the models are m"
     assert told["answered"] == 4
     assert before["earlier"]["requests"] == 0
     assert told["earlier"] == {name: before["usage"][name] for name in told["earlier"]}
