@@ -49,12 +49,14 @@ class PlainCall(NamedTuple):
         cast_to: the SDK's type of the answer; None: the result is the `Answer` itself, whatever its status.
         headers: of the HTTP request, which error messages show.
         post_parser: makes the result from the answer; None if it is the answer.
+        hurries: tells whether a late answer is worth a realtime call still; None: it is.
     """
 
     path: str
     cast_to: Any
     headers: Mapping[str, str] = types.MappingProxyType({})
     post_parser: Callable[[Any], Any] | None = None
+    hurries: Callable[[], bool] | None = None
 
 
 class Call(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -259,6 +259,7 @@ class Batching(openai.AsyncOpenAI):
         *,
         headers: Mapping[str, str] | None = None,
         idempotency: str | None = None,
+        hurries: Callable[[], bool] | None = None,
     ) -> Answer:
         """The answer to one request of a batch as the server gave it, whatever its status.
 
@@ -268,6 +269,8 @@ class Batching(openai.AsyncOpenAI):
             fields: what it was decoded to.
             headers: those of a realtime call, if it comes to one.
             idempotency: with a journal, a later call with this one and an equal body gets the same answer again.
+            hurries: tells, when a deadline leads to a realtime call, whether anybody would have it; if nobody would, the
+                deadline raises.
 
         Raises:
             openai.OpenAIError: as from `request`, but for what the answer says.
@@ -284,7 +287,9 @@ class Batching(openai.AsyncOpenAI):
             fields=fields,
             idempotency=idempotency,
         )
-        answer: Answer = await self._answer(collector, entry, PlainCall(path, None, headers or {}))
+        answer: Answer = await self._answer(
+            collector, entry, PlainCall(path, None, headers or {}, None, hurries)
+        )
         return answer
 
     async def _answer(self, collector: Collector, entry: Request, call: Call | PlainCall) -> Any:
@@ -325,7 +330,7 @@ class Batching(openai.AsyncOpenAI):
         """What a caller gets whose request has no answer by now: by the options, it is asked for in real time."""
         match outcome:
             case Overdue(batch_id):
-                if self._options.on_deadline == "realtime":
+                if self._options.on_deadline == "realtime" and _hurries(call):
                     return await self._in_real_time(driver, entry, call, "deadline", batch_id)
                 driver.leave(entry)
             case LineFailed(code, _, batch_id) if code == EXPIRED and self._options.on_expired == "realtime":
@@ -497,6 +502,10 @@ class Batching(openai.AsyncOpenAI):
 BATCH_OPTIONS = frozenset(BatchOptions.__dataclass_fields__)
 _REQUEST = Batching.request
 _CLOSED = Closed(None)
+
+
+def _hurries(call: Call | PlainCall) -> bool:
+    return isinstance(call, Call) or call.hurries is None or call.hurries()
 
 
 def _without_body(request: httpx.Request) -> httpx.Request:

@@ -249,6 +249,7 @@ class Collector:
             patience=patience,
             key=b"" if self._record is None else self._keys.of(endpoint, body, fields, idempotency),
             n=-1 if idempotency is None else 0,
+            named=idempotency is not None,
         )
 
     def _engine(self) -> Engine:

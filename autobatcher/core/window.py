@@ -44,6 +44,8 @@ class Request(msgspec.Struct, eq=False, gc=False):
     """In a journal, what it shares with equal requests; empty without one."""
     n: int = -1
     """In a journal, which of the equal requests it is; -1 while it has no number."""
+    named: bool = False
+    """In a journal, whether that number was given with it, and is its own for good."""
     wanted: bool = True
     """Whether its caller waits; in a journal, an answer that nobody waits for is kept for a later call."""
     resubmits: bool = True

@@ -361,7 +361,7 @@ class RecordedNotes(Notes):
 
     def _release(self, request: Request) -> None:
         """Give a number back, once: another call may have it by the time that its caller, which failed, leaves."""
-        if request.n >= 0:
+        if request.n >= 0 and not request.named:
             self._numbers.give_back(request.key, request.n)
             if request.place is None:
                 request.n = -1

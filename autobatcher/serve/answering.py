@@ -217,9 +217,11 @@ class Answering:
             await sending.end()
 
 
-def _ask(client: Batching, made: Asked, headers: Mapping[str, str], name: str) -> Coroutine[Any, Any, Answer]:
+def _ask(
+    client: Batching, made: Asked, headers: Mapping[str, str], name: str, hurries: Callable[[], bool]
+) -> Coroutine[Any, Any, Answer]:
     return client._exchange(  # noqa: SLF001 -- this package's own client
-        made.path, made.body, made.fields, headers=headers, idempotency=name
+        made.path, made.body, made.fields, headers=headers, idempotency=name, hurries=hurries
     )
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import openai
 
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import BatchError
@@ -30,8 +28,8 @@ PATIENCE = DEAD + 15.0
 MOST_NAMED = 10_000
 """Idempotency keys of finished requests that are remembered, to refuse them for another body."""
 
-Ask = Callable[[str], Coroutine[Any, Any, Answer]]
-"""Asks the client; the same text means the same request."""
+Ask = Callable[[str, Callable[[], bool]], Coroutine[Any, Any, Answer]]
+"""Asks the client; the same text means the same request, and the function tells whether anybody waits."""
 
 
 class Connection:
@@ -90,6 +88,7 @@ class Exchange:
         self.attempt = attempt
         self._linger = linger
         self._letting_go: asyncio.TimerHandle | None = None
+        self._let = False
         self.heir: Exchange | None = None
         self.delivered = False
         self.connections: set[Connection] = set()
@@ -131,14 +130,16 @@ class Exchange:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left for a later caller: a connection has the answer, or there is none to come."""
+        """Whether nothing is left for a later caller: a connection has the answer, or there is none to come.
+
+        After other errors, such as of a realtime call, or of polls, the batch may answer yet.
+        """
         if self._task.cancelled():
             return False
         error = self._task.exception()
-        if error is None:
-            return self.delivered
-        final = (BatchError, openai.APIStatusError, ValueError, RecursionError)
-        return isinstance(error, final)
+        return (
+            self.delivered if error is None else isinstance(error, (BatchError, ValueError, RecursionError))
+        )
 
     async def over(self, seconds: float) -> None:
         """Wait for its end, but no longer than that."""
@@ -158,13 +159,21 @@ class Exchange:
             return
         if self.done:
             self._end()
+        elif self.heir is not None and not self.heir.done:
+            self._let_go()
         else:
             self._letting_go = asyncio.get_running_loop().call_later(self._linger, self._let_go)
 
     def _let_go(self) -> None:
-        if not self.connections:
-            self._letting_go = None
-            self._task.cancel()
+        self._letting_go, self._let = None, True
+        self._task.cancel()
+
+    def precedes(self, other: Exchange) -> bool:
+        """Whether another one is to wait for its end: as it is let go, or may be an earlier attempt.
+
+        Its connection may be dead, which is not known yet.
+        """
+        return self.heir is None and (self._let or self.attempt < other.attempt)
 
     def adopted(self) -> bool:
         """Whether nobody waits for it, and it goes on: then it is for the one that asks now."""
@@ -176,10 +185,10 @@ class Exchange:
 
 
 class _Named(msgspec.Struct, eq=False):
-    """A request with an idempotency key; `exchange` is None when it is over."""
+    """A request with an idempotency key, on its way."""
 
     digest: bytes
-    exchange: Exchange | None
+    exchange: Exchange
 
 
 class Exchanges:
@@ -194,7 +203,8 @@ class Exchanges:
         self._deliveries = deliveries
         self._linger = linger
         self._open: dict[bytes, list[Exchange]] = {}
-        self._named: OrderedDict[bytes, _Named] = OrderedDict()
+        self._named: dict[bytes, _Named] = {}
+        self._past: dict[bytes, bytes] = {}
 
     def join(self, asked: Asked, ask: Ask, *, scope: str, attempt: int, idempotency: str | None) -> Exchange:
         """The exchange for a request: that of an earlier caller who left, or has the same idempotency key, or a new one.
@@ -216,7 +226,7 @@ class Exchanges:
             if left.adopted():
                 return left
         exchange = Exchange(attempt, self._linger)
-        earlier = self._earlier(name, exchange) if attempt else None
+        earlier = self._earlier(name, exchange)
         equal = self._open.setdefault(name, [])
         equal.append(exchange)
         number: list[int] = []
@@ -225,7 +235,7 @@ class Exchanges:
             if earlier is not None:
                 await earlier.over(PATIENCE)
             number.append(self._deliveries.take(name))
-            return await ask(f"{name.hex()}/{number[0]}")
+            return await ask(f"{name.hex()}/{number[0]}", lambda: bool(exchange.connections))
 
         def finish() -> None:
             equal.remove(exchange)
@@ -240,9 +250,9 @@ class Exchanges:
         return exchange
 
     def _earlier(self, name: bytes, heir: Exchange) -> Exchange | None:
-        """What may be the earlier attempt of this retry, whose connection is not known to be dead yet."""
+        """What leaves its request to this one."""
         for exchange in self._open.get(name, ()):
-            if exchange.attempt < heir.attempt and exchange.heir is None:
+            if exchange.precedes(heir):
                 exchange.heir = heir
                 return exchange
         return None
@@ -250,39 +260,33 @@ class Exchanges:
     def _named_one(self, asked: Asked, ask: Ask, scope: str, idempotency: str) -> Exchange:
         key = _digest(scope, idempotency.encode())
         named = self._named.get(key)
-        if named is None:
-            named = self._named[key] = _Named(asked.digest, None)
-            self._forget()
-        elif named.digest != asked.digest:
+        known = self._past.get(key, asked.digest) if named is None else named.digest
+        if known != asked.digest:
             message = "This idempotency key was used with another request."
             reply = error_reply(400, message, kind="idempotency_error", code="idempotency_key_reused")
             raise Refused(reply, "idempotency")
-        self._named.move_to_end(key)
-        earlier = named.exchange
+        earlier = None if named is None else named.exchange
         if earlier is not None and (earlier.connections or earlier.adopted()):
             return earlier
-        exchange = named.exchange = Exchange(0, self._linger)
+        exchange = Exchange(0, self._linger)
+        self._named[key] = _Named(asked.digest, exchange)
+        self._past.pop(key, None)
 
         async def after() -> Answer:
-            if earlier is not None:  # which nobody waits for any more: it is about to end
+            if earlier is not None:  # which is let go, and about to end
                 await earlier.over(PATIENCE)
-            return await ask(f"key:{idempotency}")
+            return await ask(f"key:{idempotency}", lambda: bool(exchange.connections))
 
-        exchange.start(after(), lambda: self._named_is_over(named, exchange))
+        exchange.start(after(), lambda: self._named_is_over(key, exchange))
         return exchange
 
-    def _named_is_over(self, named: _Named, exchange: Exchange) -> None:
-        if named.exchange is exchange:
-            named.exchange = None
-            self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was used least lately, and is over."""
-        while len(self._named) > MOST_NAMED:
-            key, named = next(iter(self._named.items()))
-            if named.exchange is not None:
-                return  # there are as many as may wait
+    def _named_is_over(self, key: bytes, exchange: Exchange) -> None:
+        named = self._named.get(key)
+        if named is not None and named.exchange is exchange:
             del self._named[key]
+            self._past[key] = named.digest
+            if len(self._past) > MOST_NAMED:
+                del self._past[next(iter(self._past))]
 
 
 def _digest(scope: str, what: bytes) -> bytes:

@@ -505,3 +505,31 @@ async def test_options_that_make_no_sense_are_refused(options: dict[str, Any], m
     async with BatchOpenAI(api_key="k") as client:
         with pytest.raises(ValueError, match=message):
             client.with_options(**options)
+
+
+async def test_a_raw_exchange_hurries_only_for_who_is_there(tmp_path: Path) -> None:
+    server = server_of(Fate(after=HOUR))
+    fields = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    options: dict[str, Any] = {"journal": tmp_path / "run.db", "deadline_seconds": 600}
+    async with running(server, on_deadline="realtime", **options) as client:
+
+        async def exchange(*, hurries: bool) -> Any:
+            body = json.dumps(fields).encode()
+            return await client._exchange(
+                "chat/completions", body, fields, idempotency="x", hurries=lambda: hurries
+            )
+
+        for _ in range(2):
+            with pytest.raises(DeadlineError):
+                await exchange(hurries=False)
+        assert not server.of("other")
+        await anyio.sleep(HOUR)
+        answer = await exchange(hurries=True)  # the batch's, which the journal has
+        assert text_in_answer(answer.body) == "a"
+        assert await exchange(hurries=True) == answer
+    assert not server.of("other")
+    assert server.bought == {"a": 1}
+
+
+def text_in_answer(body: bytes) -> Any:
+    return json.loads(body)["choices"][0]["message"]["content"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import openai
 import pytest
 
+from autobatcher._http import httpx
 from autobatcher.core.outcomes import Answer
 from autobatcher.serve.bodies import Asked
 from autobatcher.serve.deliveries import Deliveries
+from autobatcher.serve.replies import Refused
 from autobatcher.serve.serving import _listening, room
-from autobatcher.serve.waiting import DEAD, Connection, Exchange, Exchanges
+from autobatcher.serve.waiting import DEAD, MOST_NAMED, Connection, Exchange, Exchanges
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +85,7 @@ async def test_who_asks_again_before_there_is_a_batch_gets_the_same_request(
     calls: list[str] = []
     answer = asyncio.Event()
 
-    async def ask(name: str) -> Answer:
+    async def ask(name: str, hurries: Callable[[], bool]) -> Answer:
         calls.append(name)
         await answer.wait()
         return ANSWER
@@ -106,6 +110,111 @@ async def test_who_asks_again_before_there_is_a_batch_gets_the_same_request(
     answer.set()
     assert await connection.woken(10)
     assert again.answer() is ANSWER
+
+
+class Asking:
+    """Calls that wait until they are answered, each with its name."""
+
+    def __init__(self, tmp_path: Path, linger: float = 60.0) -> None:
+        self.exchanges = Exchanges(Deliveries(tmp_path / "served"), linger=linger)
+        self.calls: list[str] = []
+        self.hurries: list[Callable[[], bool]] = []
+        self.answers: list[asyncio.Future[Answer]] = []
+
+    async def ask(self, name: str, hurries: Callable[[], bool]) -> Answer:
+        self.calls.append(name)
+        self.hurries.append(hurries)
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return await self.answers[-1]
+
+    def join(
+        self, attempt: int = 0, idempotency: str | None = None, digest: bytes = b"digest"
+    ) -> tuple[Exchange, Connection]:
+        asked = Asked("chat/completions", b"{}", {}, stream=False, streaming={}, digest=digest)
+        exchange = self.exchanges.join(asked, self.ask, scope="s", attempt=attempt, idempotency=idempotency)
+        connection = Connection()
+        exchange.connections.add(connection)
+        return exchange, connection
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_retry_has_the_request_of_its_earlier_attempt_as_soon_as_that_is_found_dead(
+    tmp_path: Path,
+) -> None:
+    asking = Asking(tmp_path)
+    first, connection = asking.join()
+    await turns()
+    retry, _ = asking.join(attempt=1)
+    await turns()
+    assert len(asking.calls) == 1
+    first.leave(connection)
+    await turns()
+    assert asking.calls[0] == asking.calls[1]
+    asking.answers[1].set_result(ANSWER)
+    await turns()
+    assert retry.answer() is ANSWER
+
+
+async def test_who_comes_just_when_a_request_is_let_go_gets_the_same(tmp_path: Path) -> None:
+    asking = Asking(tmp_path, linger=0.0)
+    first, connection = asking.join()
+    await turns()
+    first.leave(connection)
+    first._let_go()
+    asking.join()
+    await turns()
+    assert asking.calls[0] == asking.calls[1]
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), openai.APIConnectionError(request=httpx.Request("GET", "http://a"))]
+)
+async def test_after_an_error_that_may_not_be_the_last_word_the_same_request_goes_on(
+    error: Exception, tmp_path: Path
+) -> None:
+    asking = Asking(tmp_path)
+    exchange, connection = asking.join()
+    await turns()
+    asking.answers[0].set_exception(error)
+    assert await connection.woken(10)
+    exchange.delivered = True
+    exchange.leave(connection)
+    asking.join()
+    await turns()
+    assert asking.calls[0] == asking.calls[1]
+
+
+async def test_nobody_hurries_for_who_has_left(tmp_path: Path) -> None:
+    asking = Asking(tmp_path)
+    exchange, connection = asking.join()
+    await turns()
+    assert asking.hurries[0]()
+    exchange.leave(connection)
+    assert not asking.hurries[0]()
+
+
+async def test_idempotency_keys_are_forgotten_one_by_one_while_others_wait(
+    tmp_path: Path,
+) -> None:
+    asking = Asking(tmp_path)
+    asking.join(idempotency="waits")
+    await turns()
+    for number in range(MOST_NAMED + 10):
+        exchange, connection = asking.join(idempotency=f"key {number}", digest=f"{number}".encode())
+        await asyncio.sleep(0)
+        asking.answers[-1].set_result(ANSWER)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        exchange.leave(connection)
+    with pytest.raises(Refused):
+        asking.join(idempotency=f"key {MOST_NAMED}", digest=b"another")
+    asking.join(idempotency="key 0", digest=b"another")  # which is forgotten
+    with pytest.raises(Refused):
+        asking.join(idempotency="waits", digest=b"another")
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
