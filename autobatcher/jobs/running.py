@@ -38,6 +38,9 @@ IN_FLIGHT = 500_000
 FULL_WINDOW_SECONDS = 7 * 86_400.0
 """A file is packed until it is full or the input is at its end, however slowly that is read."""
 
+TABLES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
+"""Endings of files that nobody looks for lines of JSON in."""
+
 TICK_SECONDS = 0.25
 TURN_SECONDS = 0.01
 """For how long requests are read before all else in the event loop has its turn; images are large, and slow to read."""
@@ -124,12 +127,17 @@ async def run(
     Raises:
         FileExistsError: `results` is there.
         InputError: the input is not what it should be, or has no requests; what comes before that place may be under
-            way, and is kept. Or `RESULTS.partial` is there, and not of an earlier run.
+            way, and is kept. Or `RESULTS.partial` is there, and not of an earlier run; or `results` are lines, and are
+            named as a table is.
         JournalError: the journal cannot be used, as when another run has it, or be written.
         openai.APIError: the server cannot be reached, or refuses everything.
         OSError: the results, or the requests that wait on disk, cannot be written.
     """
-    path = _free_place(results, source, overwrite=overwrite)
+    path = Path(results)
+    if path.suffix.lower() in TABLES and (full or source.columns is None):
+        what = "whole answers" if full else "the results of a batch file"
+        raise InputError(f"{path}: {what} are lines of JSON: name the file .jsonl")
+    _free_place(path, source, overwrite=overwrite)
     options: dict[str, Any] = {"batch_size": batch_size, "batch_window_seconds": FULL_WINDOW_SECONDS}
     if client._options.journal is None:  # noqa: SLF001 -- this package's own client, here and below
         options["journal"] = _beside(path, ".journal")
@@ -196,14 +204,12 @@ def _state(path: Path) -> int:
     return hash((*names, *((found.st_size, found.st_mtime_ns, found.st_ino) for found in stats)))
 
 
-def _free_place(results: str | os.PathLike[str], source: Source, *, overwrite: bool) -> Path:
-    path = Path(results)
+def _free_place(path: Path, source: Source, *, overwrite: bool) -> None:
     free_place(path, overwrite=overwrite)
     if path.resolve() == source.path.resolve():
         raise InputError(f"{path}: the results would replace the input")
     if source.path.resolve() in path.resolve().parents:
         raise InputError(f"{path}: the results would be part of the input")
-    return path
 
 
 def _beside(path: Path, ending: str) -> Path:

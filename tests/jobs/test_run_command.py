@@ -158,6 +158,18 @@ def test_a_batch_file_becomes_the_lines_of_an_output_file(server: Serving, tmp_p
     assert [line["custom_id"] for line in lines(tmp_path / "out.jsonl")] == [f"c-{n}" for n in range(20)]
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.TSV", "out.parquet"])
+def test_lines_are_not_named_as_tables(server: Serving, tmp_path: Path, name: str) -> None:
+    lines_of = batch_file(tmp_path / "in.jsonl", 1)
+    rows_of = table(tmp_path / "texts.csv", "a")
+    for path, *more in ((lines_of,), (rows_of, "--model", "m", "--prompt", "{text}", "--full")):
+        done = autobatcher(server, "run", path, "-o", tmp_path / name, *more)
+        assert done.code == 2, done.err
+        assert f"{name}: " in done.err
+        assert ".jsonl" in done.err
+    assert {file.name for file in tmp_path.iterdir()} == {"in.jsonl", "texts.csv"}
+
+
 def test_what_earlier_runs_bought_has_no_price_of_this_run(server: Serving, tmp_path: Path) -> None:
     path = table(tmp_path / "texts.csv", "a", "b", "c")
     ask = ("-o", tmp_path / "out.csv", "--model", "m", "--prompt", "{text}", "--price", "m=1,1", "--json")
@@ -258,7 +270,7 @@ def test_parquet_from_end_to_end(server: Serving, tmp_path: Path) -> None:
 
 def test_a_row_of_20_mb(server: Serving, tmp_path: Path) -> None:
     path = table(tmp_path / "texts.csv", "small", "x" * 20_000_000)
-    done = run(server, path, "-o", tmp_path / "out.csv", "--model", "m", "--prompt", "{id}", "--full")
+    done = run(server, path, "-o", tmp_path / "out.jsonl", "--model", "m", "--prompt", "{id}", "--full")
     assert done.returncode == 0, done.stderr
     done = run(server, path, "-o", tmp_path / "all.csv", "--model", "m", "--prompt", "[[refuse]]{text}")
     assert done.returncode == 1, done.stderr
