@@ -90,7 +90,7 @@ def test_a_file_has_no_more_bytes_than_it_may(tmp_path: Path) -> None:
     assert [file.stat().st_size for file in files] == [3 * size, 3 * size, size]
     with pytest.raises(InputError, match=r"in\.jsonl: a0: the request is \d+ bytes .* holds 10$"):
         prepare(open_source(path), tmp_path / "x", max_bytes=10)
-    assert names(tmp_path / "x") == []
+    assert not (tmp_path / "x").exists()
 
 
 def test_inputs_of_embeddings_count(tmp_path: Path) -> None:
