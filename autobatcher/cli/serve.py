@@ -6,6 +6,8 @@ import enum
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,7 +197,6 @@ def serve(
     possible = room(max_waiting or MAX_WAITING)
     if max_waiting is not None and possible < max_waiting:
         say(f"autobatcher: the system's limit of open files allows {possible:,} waiting callers at most")
-    _log_to_stderr()
     try:
         config = ServeConfig(
             base_url=url,
@@ -214,17 +215,24 @@ def serve(
     def on_start(serving: Serving) -> None:
         print(f"base_url={serving.base_url} (Ctrl+C stops it)", file=sys.stderr, flush=True)
 
-    with told("start it again"):
+    with _log_on_stderr(), told("start it again"):
         try:
             serve_proxy(config, host=host, port=port, on_start=on_start)
         except RuntimeError as error:
             fail(str(error), SERVER)
 
 
-def _log_to_stderr() -> None:
-    """What happens to batches, a line each."""
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """What happens to batches, a line each, meanwhile."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("autobatcher")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(os.environ.get("AUTOBATCHER_LOG", "INFO").upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
