@@ -175,7 +175,7 @@ def serve(
     from autobatcher.serve.serving import room  # noqa: PLC0415 -- needs uvicorn, of which main() tells
     from autobatcher.serve.serving import serve as serve_proxy  # noqa: PLC0415 -- as above
 
-    if host not in LOOPBACK and serve_key is None:
+    if host not in LOOPBACK and not serve_key:
         fail(
             f"--host {host} lets others in: give --serve-key (or AUTOBATCHER_SERVE_KEY), too, which they then send",
             USAGE,
@@ -200,8 +200,8 @@ def serve(
     try:
         config = ServeConfig(
             base_url=url,
-            api_key=api_key or None,
-            serve_key=serve_key or None,
+            api_key=api_key,
+            serve_key=serve_key,
             journal=journal,
             keep_alive_seconds=keep_alive,
             max_body_bytes=max_body,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from autobatcher.serve.app import Proxy
+from autobatcher.serve.config import LOOPBACK
 from autobatcher.serve.waiting import DEAD
 from autobatcher.serving import listen, run, running_in_thread, settings
 
@@ -109,9 +110,10 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
     Raises:
         JournalError: the journal cannot be used.
         RuntimeError: the address cannot be listened on, or it did not start.
+        ValueError: another host than loopback, and no `serve_key`.
         KeyboardInterrupt: it was ended so.
     """
-    with _listening(host, port) as (listener, origin):
+    with _listening(config, host, port) as (listener, origin):
         proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
@@ -124,8 +126,14 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
 
 @contextmanager
 def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0) -> Iterator[Serving]:
-    """Serve from a thread of its own while the context lasts; port 0 takes a free one."""
-    with _listening(host, port) as (listener, origin):
+    """Serve from a thread of its own while the context lasts; port 0 takes a free one.
+
+    Raises:
+        JournalError: the journal cannot be used.
+        RuntimeError: the address cannot be listened on, or it did not start.
+        ValueError: another host than loopback, and no `serve_key`.
+    """
+    with _listening(config, host, port) as (listener, origin):
         proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
@@ -134,7 +142,9 @@ def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0)
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+def _listening(config: ServeConfig, host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+    if host not in LOOPBACK and config.serve_key is None:
+        raise ValueError(f"the host {host} lets others in: that needs a serve_key, which they then send")
     try:
         listener, origin = listen(host, port)
     except OSError as error:

@@ -34,12 +34,20 @@ def test_others_are_let_in_only_with_a_key(host: str) -> None:
     assert "--serve-key" in result.stderr
 
 
+def test_an_empty_key_lets_nobody_in() -> None:
+    result = serve("--host", "0.0.0.0", "--serve-key", "")
+    assert result.exit_code == 2
+    assert "--serve-key" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--base-url", "ftp://x"), "http or https"),
         (("--base-url", "http://x/v1?a=b"), "no query"),
         (("--serve-key", "a b "), "serve_key"),
+        (("--serve-key", ""), "serve_key"),
+        (("--api-key", ""), "api_key"),
         (("--api-key", "ключ"), "api_key"),
         (("--port", "70000"), "port"),
         (("--keep-alive", "0"), "keep-alive"),

@@ -12,7 +12,8 @@ import pytest
 
 from autobatcher._http import httpx
 from autobatcher.local import Serving as Upstream
-from autobatcher.serve import ServeConfig, Serving
+from autobatcher.serve import ServeConfig, Serving, serve_in_thread
+from autobatcher.serve.serving import serve
 from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
 from tests.serve.raw import KEY, Raw, json_of
 from tests.serve.test_asked_again import Caller
@@ -241,6 +242,13 @@ def test_metrics_count_what_happens(held: Held) -> None:
 def test_a_config_that_makes_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ServeConfig(**options)
+
+
+def test_from_python_too_others_are_let_in_only_with_a_key() -> None:
+    with pytest.raises(ValueError, match="serve_key"), serve_in_thread(ServeConfig(), host="0.0.0.0"):
+        pass  # pragma: no cover
+    with pytest.raises(ValueError, match="serve_key"):
+        serve(ServeConfig(), host="::", port=0, on_start=print)
 
 
 def test_equal_requests_by_the_hundred(held: Held) -> None:
