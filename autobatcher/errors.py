@@ -65,7 +65,9 @@ class DeadlineError(AutobatcherError, openai.APITimeoutError):
     def __init__(self, request: httpx.Request, *, batch_id: str | None, age: float) -> None:
         where = "it was in no batch yet" if batch_id is None else f"it is in batch {batch_id}"
         openai.APIConnectionError.__init__(
-            self, message=f"no answer within {age:,.1f} s, which is the deadline; {where}", request=request
+            self,
+            message=f"no answer within {_seconds(age)} s, which is the deadline; {where}",
+            request=request,
         )
         self.batch_id = batch_id
         self.age = age
@@ -118,6 +120,10 @@ class BatchFailedError(BatchError):
         super().__init__(f"{message}: {said}" if said else message, request, body=first, batch_id=batch_id)
         self.status = status
         self.errors = errors
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def _describe(problem: BatchProblem) -> str:

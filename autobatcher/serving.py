@@ -31,13 +31,13 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listener, f"http://{name}:{listener.getsockname()[1]}"
 
 
-def settings(app: Any, *, stop_seconds: float) -> uvicorn.Config:
-    """How an application is served; once told to stop, what is under way has that long."""
+def settings(app: Any, *, stop_seconds: float, **others: Any) -> uvicorn.Config:
+    """How an application is served; once told to stop, what is under way has that long. `others`: of `uvicorn.Config`."""
     import uvicorn  # noqa: PLC0415 -- in process the embedded server does without
 
     return uvicorn.Config(
         app,
-        http="h11",
+        **{"http": "h11", **others},
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -93,10 +93,17 @@ def stopping() -> Reply:
 
 _LEAST, _MOST = 200, 599
 
+_WITHOUT_BODY = frozenset({204, 205, 304})
+"""Of HTTP: a response of these has no body, which an answer has, and what follows it would be taken for another one."""
+
+
+def _is_answers(status: int) -> bool:
+    return _LEAST <= status <= _MOST and status not in _WITHOUT_BODY
+
 
 def reply_to(answer: Answer) -> Reply:
     """The server's answer to a request, as it came."""
-    if not _LEAST <= answer.status <= _MOST:
+    if not _is_answers(answer.status):
         return _odd_status(answer.status)
     headers = {} if answer.request_id is None else {"x-request-id": _header(answer.request_id)}
     if answer.status >= 400:  # noqa: PLR2004 -- HTTP's errors
@@ -157,7 +164,7 @@ _KEPT = ("x-request-id", "retry-after", "retry-after-ms", "www-authenticate")
 
 def _of_a_call(response: httpx.Response) -> Reply:
     """What the upstream said to a call for the batch: to its upload, say."""
-    if not _LEAST <= response.status_code <= _MOST:
+    if not _is_answers(response.status_code):
         return _odd_status(response.status_code)
     headers: dict[str, str] = {name: response.headers[name] for name in _KEPT if name in response.headers}
     return Reply(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Sending:
         length: int | None = None,
     ) -> None:
         """Send the status and the headers; `length`: of the body, if that is known."""
-        fields = [("content-type", content_type), *(headers or {}).items()]
+        fields = [("date", formatdate(usegmt=True)), ("content-type", content_type), *(headers or {}).items()]
         if length is not None:
             fields.append(("content-length", str(length)))
         await self.begin_raw(

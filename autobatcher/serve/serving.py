@@ -50,7 +50,14 @@ class _Server(uvicorn.Server):
     """A server that lets its callers go before it ends."""
 
     def __init__(self, proxy: Proxy) -> None:
-        super().__init__(settings(proxy.app, stop_seconds=proxy.config.grace_seconds + _AFTER_GRACE))
+        super().__init__(
+            settings(
+                proxy.app,
+                stop_seconds=proxy.config.grace_seconds + _AFTER_GRACE,
+                date_header=False,  # what is passed on has the upstream's, and all else its own
+                server_header=False,
+            )
+        )
         self._proxy = proxy
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -81,6 +81,8 @@ async def test_a_deadline_names_the_batch_and_the_age() -> None:
     assert isinstance(error, DeadlineError)
     assert (error.batch_id, error.age) == ("batch-1", 600)
     assert str(error) == "no answer within 600.0 s, which is the deadline; it is in batch batch-1"
+    short = DeadlineError(error.request, batch_id=None, age=0.0123)
+    assert str(short) == "no answer within 0.012 s, which is the deadline; it was in no batch yet"
     assert error.request.url.path == "/v1/chat/completions"
 
 

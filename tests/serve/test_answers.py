@@ -13,9 +13,11 @@ import openai
 import pytest
 
 from autobatcher._http import httpx
+from autobatcher.core.outcomes import Answer
 from autobatcher.local import LocalConfig, serve_in_thread
 from autobatcher.local import Serving as Upstream
 from autobatcher.serve import Serving
+from autobatcher.serve.replies import reply_to
 from tests.serve.conftest import SOON, chat, metrics, proxy
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +56,7 @@ def test_the_raw_response_has_the_servers_request_id(client: openai.OpenAI) -> N
     assert raw.request_id
     assert raw.request_id.startswith("req_")
     assert raw.http_response.headers["content-type"] == "application/json"
+    assert len(raw.http_response.headers.get_list("date")) == 1
 
 
 async def test_callers_share_a_batch(serving: Serving, upstream: Upstream) -> None:
@@ -90,6 +93,13 @@ def test_streams_of_responses(client: openai.OpenAI) -> None:
     assert kinds[0] == "response.created"
     assert "response.output_text.delta" in kinds
     assert kinds[-1] == "response.completed"
+
+
+@pytest.mark.parametrize("status", [100, 204, 205, 304, 600])
+def test_a_status_that_no_answer_can_have_is_an_error(status: int) -> None:
+    reply = reply_to(Answer(status, None, b'{"id": "a"}'))
+    assert reply.status == 502
+    assert str(status) in json.loads(reply.body)["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

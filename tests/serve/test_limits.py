@@ -13,6 +13,7 @@ import pytest
 from autobatcher._http import httpx
 from autobatcher.local import Serving as Upstream
 from autobatcher.serve import ServeConfig, Serving, serve_in_thread
+from autobatcher.serve.bodies import asked
 from autobatcher.serve.serving import serve
 from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
 from tests.serve.raw import KEY, Raw, json_of
@@ -59,6 +60,14 @@ def test_what_is_no_request_is_refused(serving: Serving, upstream: Upstream, pat
     assert not upstream.api.executed
     refused = metrics(serving)['autobatcher_requests_refused_total{reason="bad request"}']
     assert refused == len(NOT_SENT)
+
+
+def test_numbers_go_on_as_they_are() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":[99999999999999999999999,1.0,-0.0]}'
+    made = asked("chat/completions", body)
+    assert made.body == body
+    streamed = asked("chat/completions", body[:-1] + b',"stream":true}')
+    assert streamed.body == body
 
 
 def test_white_space_and_line_breaks_of_json_are_no_matter(serving: Serving) -> None:

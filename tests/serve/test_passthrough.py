@@ -57,6 +57,8 @@ class Echo:
             "connection": "close, x-hop",
             "x-hop": "of this connection",
             "keep-alive": "timeout=5",
+            "server": "of the upstream",
+            "date": "Mon, 01 Jan 2024 00:00:00 GMT",
         }
         return JSONResponse(told, 418, headers)
 
@@ -92,7 +94,8 @@ class Echo:
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     listener, origin = listen("127.0.0.1", 0)
-    with listener, running_in_thread(uvicorn.Server(settings(app, stop_seconds=1)), listener, "upstream"):
+    config = settings(app, stop_seconds=1, date_header=False, server_header=False)
+    with listener, running_in_thread(uvicorn.Server(config), listener, "upstream"):
         yield origin
 
 
@@ -139,6 +142,8 @@ def test_headers_status_query_and_body(serving: Serving, method: str) -> None:
     assert response.headers["x-request-id"] == "req_of_the_upstream"
     assert response.headers["openai-processing-ms"] == "7"
     assert not {"x-hop", "keep-alive"} & set(response.headers)
+    assert response.headers.get_list("server") == ["of the upstream"]
+    assert response.headers.get_list("date") == ["Mon, 01 Jan 2024 00:00:00 GMT"]
     assert response.json()["query"] == "a=b%20c&d"
     assert response.json()["body"] == ("text" if method == "POST" else "")
     headers = told(response)
