@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import openai
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -23,7 +24,7 @@ from autobatcher.serve.answering import Answering
 from autobatcher.serve.callers import Clients, Door, Identity, passed_on
 from autobatcher.serve.deliveries import Deliveries
 from autobatcher.serve.metrics import CONTENT_TYPE, Metrics
-from autobatcher.serve.passthrough import Passthrough
+from autobatcher.serve.passthrough import Passthrough, no_cookies
 from autobatcher.serve.replies import JSON, Refused, Reply, error_reply
 from autobatcher.serve.sending import Sending
 
@@ -61,6 +62,7 @@ class Proxy:
             self._client = BatchOpenAI(
                 base_url=config.base_url,
                 api_key=config.api_key or "none: each caller's own is passed on",
+                http_client=openai.DefaultAsyncHttpxClient(cookies=no_cookies()),
                 **{**config.options, "journal": journal, "on_event": self._note},
             )
             self._deliveries = Deliveries(f"{os.fspath(journal)}.served")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
@@ -44,6 +45,11 @@ TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """As the SDK has it."""
 
 
+def no_cookies() -> CookieJar:
+    """A jar that keeps nothing: what the upstream sets for one caller is not to go out with another's requests."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
 class Passthrough:
     """Passes requests on.
 
@@ -56,7 +62,9 @@ class Passthrough:
         self._base_url = base_url.rstrip("/")
         self._identity = _headers_of(identity) if identity is not None else None
         self._client = httpx.AsyncClient(
-            timeout=TIMEOUT, limits=httpx.Limits(max_connections=None, max_keepalive_connections=100)
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            cookies=no_cookies(),
         )
 
     async def close(self) -> None:

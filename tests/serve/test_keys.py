@@ -8,13 +8,16 @@ from pathlib import Path
 
 import openai
 import pytest
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from autobatcher._http import httpx
-from autobatcher.local import LocalConfig, serve_in_thread
+from autobatcher.local import LocalBatchAPI, LocalConfig, serve_in_thread
 from autobatcher.serve import Serving
 from autobatcher.serve.callers import MOST_CLIENTS
 from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
 from tests.serve.test_asked_again import Caller
+from tests.serve.test_passthrough import running
 
 OWN = "sk-the-proxys-own"
 SERVE = "the-serve-key"
@@ -114,6 +117,33 @@ def test_different_keys_share_no_answer(held: Held, tmp_path: Path, restarted: b
             assert held.model.asked["same"] == 2
             assert Caller(serving.base_url, "same", **bearer(A)).id()
     assert held.model.asked["same"] == 2
+
+
+def test_cookies_of_the_upstream_go_out_with_nobodys_requests() -> None:
+    api = LocalBatchAPI(LocalConfig())
+    sent: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """The embedded server, with cookies that tell callers apart, as load balancers set them."""
+
+        async def with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"set-cookie", b"who=a; Path=/")]}
+            await send(message)
+
+        if scope["type"] == "http":
+            sent.extend(Headers(scope=scope).getlist("cookie"))
+        await api.app(scope, receive, with_cookie)
+
+    with running(app) as origin, proxy(f"{origin}/v1") as serving:
+        for key in (A, B, A):
+            assert ask(serving, "x", **bearer(key)).status_code == 200
+            passed = httpx.get(f"{serving.base_url}/models", headers=bearer(key), timeout=SOON)
+            assert passed.headers["set-cookie"] == "who=a; Path=/"
+        assert not sent
+        own = {**bearer(A), "cookie": "mine=1"}
+        assert httpx.get(f"{serving.base_url}/models", headers=own, timeout=SOON).status_code == 200
+    assert sent == ["mine=1"]
 
 
 def test_organization_and_project_are_part_of_who_asks(held: Held) -> None:
