@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 STALLED = 60.0
 """Seconds in which a caller that sends a body must send some of it."""
 
+SLOWEST = 1_000_000
+"""Bytes that must have come in each such time, and one more such time for all: a body that trickles ends, too."""
+
 AT_ONCE = 32
 """Bodies of the largest size that may be in memory, half read, together."""
 
@@ -74,9 +77,12 @@ class Reading:
                 await _discard(receive, more=True)
             raise self._too_large
         data = bytearray()
+        now = asyncio.get_running_loop().time
+        began = now()
         try:
             while True:
-                message = await _next(receive)
+                left = began + STALLED * (1 + len(data) / SLOWEST) - now()
+                message = await _next(receive, min(STALLED, left))
                 chunk = message.get("body", b"")
                 self._room -= len(chunk)
                 data += chunk
@@ -107,12 +113,12 @@ class Reading:
         return Refused(error_reply(413, message, code="request_too_large"), "too large")
 
 
-async def _next(receive: Receive) -> Any:
+async def _next(receive: Receive, seconds: float) -> Any:
     try:
-        message = await asyncio.wait_for(receive(), STALLED)
+        message = await asyncio.wait_for(receive(), seconds)
     except asyncio.TimeoutError:
-        slow = error_reply(408, f"Nothing of the body came for {STALLED:.0f} s.", code="body_timeout")
-        raise Refused(slow, "too slow") from None
+        said = f"Nothing of the body came for {STALLED:.0f} s, or less than {SLOWEST:,} bytes in each {STALLED:.0f} s."
+        raise Refused(error_reply(408, said, code="body_timeout"), "too slow") from None
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     return message

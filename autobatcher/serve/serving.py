@@ -13,6 +13,7 @@ import uvicorn
 
 from autobatcher.serve.app import Proxy
 from autobatcher.serve.config import LOOPBACK
+from autobatcher.serve.connections import CallersProtocol
 from autobatcher.serve.waiting import DEAD
 from autobatcher.serving import listen, run, running_in_thread, settings
 
@@ -54,6 +55,7 @@ class _Server(uvicorn.Server):
             settings(
                 proxy.app,
                 stop_seconds=proxy.config.grace_seconds + _AFTER_GRACE,
+                http=CallersProtocol,
                 date_header=False,  # what is passed on has the upstream's, and all else its own
                 server_header=False,
             )
@@ -120,7 +122,8 @@ def serve(config: ServeConfig, *, host: str, port: int, on_start: Callable[[Serv
         ValueError: another host than loopback, and no `serve_key`.
         KeyboardInterrupt: it was ended so.
     """
-    with _listening(config, host, port) as (listener, origin):
+    _check_host(config, host)
+    with _listening(host, port) as (listener, origin):
         proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
@@ -140,7 +143,8 @@ def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0)
         RuntimeError: the address cannot be listened on, or it did not start.
         ValueError: another host than loopback, and no `serve_key`.
     """
-    with _listening(config, host, port) as (listener, origin):
+    _check_host(config, host)
+    with _listening(host, port) as (listener, origin):
         proxy = Proxy(config)
         server = _Server(proxy)
         logging.getLogger("uvicorn.error").addFilter(_Expected())
@@ -148,10 +152,13 @@ def serve_in_thread(config: ServeConfig, host: str = "127.0.0.1", port: int = 0)
             yield Serving(origin, proxy)
 
 
-@contextmanager
-def _listening(config: ServeConfig, host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+def _check_host(config: ServeConfig, host: str) -> None:
     if host not in LOOPBACK and config.serve_key is None:
         raise ValueError(f"the host {host} lets others in: that needs a serve_key, which they then send")
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
     try:
         listener, origin = listen(host, port)
     except OSError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import selectors
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -38,6 +40,31 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not yet: {what}"
         time.sleep(0.01)
+
+
+class _AtOnce(selectors.DefaultSelector):
+    """Waits for nothing: when nothing is ready, the time is what was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0 if timeout else timeout)
+        if not ready and timeout:
+            self.passed += timeout
+        return ready
+
+
+def in_virtual_time(main: Coroutine[Any, Any, None]) -> None:
+    """Run it in a loop whose clock goes on when there is nothing else to do; all sockets are to be its own."""
+    selector = _AtOnce()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.passed  # type: ignore[method-assign] # of this loop only
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
 
 
 class Model:

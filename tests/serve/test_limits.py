@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from autobatcher._http import httpx
 from autobatcher.local import Serving as Upstream
 from autobatcher.serve import ServeConfig, Serving, serve_in_thread
-from autobatcher.serve.bodies import asked
+from autobatcher.serve.bodies import Reading, asked
+from autobatcher.serve.connections import CallersProtocol
+from autobatcher.serve.replies import Refused
 from autobatcher.serve.serving import serve
-from tests.serve.conftest import SOON, Held, chat, metrics, proxy, until
+from autobatcher.serving import settings
+from tests.serve.conftest import SOON, Held, chat, in_virtual_time, metrics, proxy, until
 from tests.serve.raw import KEY, Raw, json_of
-from tests.serve.test_asked_again import Caller
+from tests.serve.test_asked_again import Caller, command
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 
@@ -129,6 +140,86 @@ def test_one_who_sends_slowly_or_half_a_body_holds_up_nobody(held: Held) -> None
         answer = json_of(slow.until(b"You said: slow."))
         assert answer["choices"]
         until(lambda: metrics(serving)["autobatcher_waiting_requests"] == 0, "none is left")
+
+
+def test_a_body_that_trickles_is_refused_in_the_end() -> None:
+    async def trickle() -> dict[str, Any]:
+        await asyncio.sleep(59)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    more = [True] * 9 + [False]
+
+    async def steadily() -> dict[str, Any]:
+        await asyncio.sleep(50)
+        return {"type": "http.request", "body": b" " * 1_000_000, "more_body": more.pop(0)}
+
+    async def main() -> None:
+        reading = Reading(10_000_000)
+        with pytest.raises(Refused) as caught:
+            await reading.body(Headers(), trickle)
+        assert caught.value.reply.status == 408
+        assert len(await reading.body(Headers(), steadily)) == 10_000_000
+
+    in_virtual_time(main())
+
+
+def test_a_connection_that_asks_for_nothing_is_closed() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await asyncio.sleep(3600)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def ended(sent: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        config = settings(app, stop_seconds=1)
+        config.load()
+        ours, callers = socket.socketpair()
+        with callers:
+            callers.settimeout(0)
+            await loop.connect_accepted_socket(lambda: CallersProtocol(config, ServerState(), {}), ours)
+            received = b""
+            await loop.sock_sendall(callers, sent)
+            with suppress(ConnectionResetError):
+                while part := await loop.sock_recv(callers, 65536):
+                    received += part
+        return received
+
+    async def main() -> None:
+        time = asyncio.get_running_loop().time
+        assert not await ended(b"")
+        assert not await ended(b"GET / HTTP/1.1\r\nhost: ")
+        assert time() < 3600
+        request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        assert (await ended(request)).startswith(
+            b"HTTP/1.1 204"
+        )  # it waits for its answer as long as it takes
+        before = time()
+        assert (await ended(request + b"GET ")).startswith(b"HTTP/1.1 204")
+        assert time() - before < 3700
+
+    in_virtual_time(main())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of open files")
+def test_connections_that_ask_for_nothing_do_not_use_up_the_open_files(held: Held, tmp_path: Path) -> None:
+    import resource  # noqa: PLC0415 -- not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))  # which the command inherits
+            _, base_url = stack.enter_context(command(held, tmp_path / "proxy.db", "--max-waiting", "50"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        caller = Caller(base_url, "one who waits")
+        held.asked("one who waits")
+        idle = [stack.enter_context(Raw(base_url)) for _ in range(320)]
+        origin = base_url.removesuffix("/v1")
+        assert httpx.get(f"{origin}/health", timeout=SOON).status_code == 200
+        held.answer()
+        assert caller.id()
+        assert Caller(base_url, "one more").id()
+        assert len(idle) == 320
 
 
 def test_one_who_does_not_read_holds_up_nobody(held: Held) -> None:
