@@ -28,6 +28,7 @@ from autobatcher.journal.groups import (
     answer_groups,
     request_groups,
 )
+from autobatcher.journal.private import MODE, make_private
 from autobatcher.journal.store import JournalledRequest, OpenBatch
 
 APPLICATION_ID = 0x41426A6C
@@ -101,7 +102,8 @@ class SqliteJournal:
             check_process(_open[self.path]._pid, path)  # noqa: SLF001 -- of this class
         if not self.path.parent.is_dir():  # which the lock would make, with all above it
             raise JournalError(f"{path}: there is no folder {self.path.parent}")
-        self._lock = filelock.FileLock(f"{self.path}.lock", thread_local=False)  # any thread may close it
+        # Any thread may close it.
+        self._lock = filelock.FileLock(f"{self.path}.lock", mode=MODE, thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -120,6 +122,7 @@ class SqliteJournal:
         check_header(self.path)
         with self._readable:
             self._check()
+            make_private(self.path)
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
             try:
                 self._prepare(db)

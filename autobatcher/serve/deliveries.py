@@ -16,6 +16,7 @@ import sqlite3
 import msgspec
 
 from autobatcher.errors import JournalError
+from autobatcher.journal.private import make_private
 
 _log = logging.getLogger("autobatcher")
 
@@ -52,6 +53,7 @@ class Deliveries:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         try:
+            make_private(self._path)
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self._db.executescript(_TABLES)
         except sqlite3.Error as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"run\.db: there is no folder .*such"):
         BatchOpenAI(api_key="k", journal=tmp_path / "no" / "such" / "run.db")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such permissions")
+def test_only_its_owner_may_read_it(path: Path) -> None:
+    with closing(SqliteJournal(path)) as journal:
+        fill(journal)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        endings = ("", ".lock", "-wal", "-shm")
+        assert modes == {path.name + ending: 0o600 for ending in endings}
+    path.chmod(0o640)
+    with closing(SqliteJournal(path)):  # one that is there stays as its owner wants it
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_what_is_no_sqlite_file_is_refused(path: Path) -> None:

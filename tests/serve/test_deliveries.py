@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +33,13 @@ def deliveries(path: Path) -> Iterator[Deliveries]:
 
 def test_those_who_wait_at_the_same_time_have_numbers_of_their_own(deliveries: Deliveries) -> None:
     assert [deliveries.take(A), deliveries.take(A), deliveries.take(B)] == [0, 1, 0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such permissions")
+def test_only_its_owner_may_read_the_file(path: Path, deliveries: Deliveries) -> None:
+    deliveries.take(A)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(("served.db", "served.db-wal", "served.db-shm"), 0o600)
 
 
 def test_what_was_delivered_is_had_by_nobody_else(deliveries: Deliveries) -> None:
