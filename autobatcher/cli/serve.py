@@ -161,6 +161,27 @@ def serve(
             " caller gets the error.",
         ),
     ] = OnExpired.RESUBMIT,
+    max_realtime_calls: Annotated[
+        int,
+        typer.Option("--max-realtime-calls", min=1, help="The most of these realtime calls at a time."),
+    ] = 100,
+    patience: Annotated[
+        float,
+        typer.Option(
+            "--patience-seconds",
+            min=0.01,
+            help="For how long the calls for a batch, such as its upload, may fail on end, as while the server is down,"
+            " before its callers get the error.",
+        ),
+    ] = 86_400.0,
+    max_retries: Annotated[
+        int,
+        typer.Option(
+            "--max-retries",
+            min=0,
+            help="How often a request goes into another batch when its answer is an error that may pass, such as 429.",
+        ),
+    ] = 2,
 ) -> None:
     """Serve an OpenAI-compatible API whose callers share batches, whatever their language and process.
 
@@ -193,6 +214,9 @@ def serve(
         "deadline_seconds": deadline,
         "on_deadline": on_deadline.value,
         "on_expired": on_expired.value,
+        "max_realtime_calls": max_realtime_calls,
+        "patience_seconds": patience,
+        "max_retries": max_retries,
     }
     possible = room(max_waiting or MAX_WAITING)
     if max_waiting is not None and possible < max_waiting:

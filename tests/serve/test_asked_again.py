@@ -20,6 +20,7 @@ import openai
 import pytest
 
 import autobatcher
+from autobatcher.local import Serving as Upstream
 from autobatcher.serve import Serving
 from tests.serve.conftest import QUICK, SOON, Held, chat, metrics, proxy, until
 
@@ -207,9 +208,12 @@ def test_stopping_delivers_what_comes_in_time(held: Held) -> None:
 
 
 @contextmanager
-def command(held: Held, journal: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def command(
+    upstream: Held | Upstream | str, journal: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`autobatcher serve` as a process of its own, and its base URL."""
-    arguments = [sys.executable, "-m", "autobatcher", "serve", "--base-url", held.base_url, "--port", "0"]
+    base_url = upstream if isinstance(upstream, str) else upstream.base_url
+    arguments = [sys.executable, "-m", "autobatcher", "serve", "--base-url", base_url, "--port", "0"]
     arguments += ["--journal", str(journal), "--grace", "0.2", "--api-key", KEY]
     arguments += ["--batch-window-seconds", str(QUICK["batch_window_seconds"])]
     arguments += ["--poll-interval-seconds", str(QUICK["poll_interval_seconds"]), *options]
@@ -263,6 +267,17 @@ def test_a_process_that_ends_and_is_started_again(
         assert again.id()
         by_sigterm(process)
     assert held.model.asked["goes on"] == 1
+
+
+def test_options_of_the_client(tmp_path: Path, upstream: Upstream) -> None:
+    options = ("--max-retries", "0", "--max-realtime-calls", "1", "--patience-seconds", "0.5")
+    with command(upstream, tmp_path / "proxy.db", *options) as (_, base_url):
+        assert Caller(base_url, "[[error:429]]").result()[0] == 429
+        assert sum(upstream.api.executed.values()) == 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        down = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    with command(down, tmp_path / "down.db", *options) as (_, base_url):
+        assert Caller(base_url, "x").result()[0] == 502
 
 
 def test_ctrl_c(held: Held, tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_an_empty_key_lets_nobody_in() -> None:
         (("--keep-alive", "0"), "keep-alive"),
         (("--on-deadline", "wait"), "on-deadline"),
         (("--batch-size", "50001"), "batch-size"),
+        (("--max-realtime-calls", "0"), "max-realtime-calls"),
+        (("--patience-seconds", "0"), "patience-seconds"),
+        (("--max-retries", "-1"), "max-retries"),
     ],
 )
 def test_usage(options: tuple[str, ...], said: str) -> None:
