@@ -270,8 +270,8 @@ class Engine(msgspec.Struct, eq=False):
                 return self._polled(batch, snapshot, now)
             case Fetched():
                 return self._fetched(batch, now)
-            case Cancelled():  # what it has answered, or yet answers, is for the next run
-                return self._finish(batch, now, over=not self.keeps)
+            case Cancelled(_, status):
+                return self._cancelled(batch, status, now)
         return []
 
     def give_up(self, batch: Batch, cause: object, now: float) -> list[Effect]:
@@ -341,6 +341,13 @@ class Engine(msgspec.Struct, eq=False):
         self._go(batch, Step.POLL, now + self.polls.interval(0.0))
         submitted = BatchSubmitted(snapshot.id, batch.endpoint, batch.model, len(batch.entries), batch.size)
         return [Publish(submitted)]
+
+    def _cancelled(self, batch: Batch, status: str | None, now: float) -> list[Effect]:
+        if status is not None and batch.snapshot is not None:
+            batch.snapshot = msgspec.structs.replace(batch.snapshot, status=status)
+        return self._finish(
+            batch, now, over=not self.keeps
+        )  # what it has answered, or yet does, is for the next run
 
     def _not_there(self, batch: Batch, now: float) -> list[Effect]:
         if batch.looks_since is None:

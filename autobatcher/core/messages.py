@@ -68,9 +68,10 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 class Cancelled(msgspec.Struct, frozen=True):
-    """The server was told to cancel the batch."""
+    """The server was told to cancel the batch; `status`: what it made of that, None: the batch had ended before."""
 
     batch: Batch
+    status: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True):

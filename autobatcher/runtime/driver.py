@@ -401,8 +401,7 @@ class Driver:
                 failed = next(filter(None, failures), None)
                 return core.Fetched(batch) if failed is None else core.Failed(batch, failed)
             case core.Cancel(_, batch_id):
-                await self._upstream.cancel(batch_id)
-                return core.Cancelled(batch)
+                return core.Cancelled(batch, await self._upstream.cancel(batch_id))
 
     async def _read(self, call: core.Fetch, file_id: str, skip: int) -> Failure | None:
         """Report the lines of a file; how it failed, if it did."""

@@ -193,13 +193,15 @@ class Upstream:
             raise translated(error) from error
         return batch
 
-    async def cancel(self, batch_id: str) -> None:
-        """Cancel a batch; one that has ended already is no error."""
+    async def cancel(self, batch_id: str) -> str | None:
+        """Cancel a batch; returns its status. One that has ended already is no error: None."""
         try:
             with self._moving():
-                await self.client.batches.cancel(batch_id)
+                batch = await self.client.batches.cancel(batch_id)
+            said = _optional_name(batch, "status")
+            return "cancelling" if said is None else _status(said)
         except openai.ConflictError:
-            return
+            return None
         except Exception as error:
             raise translated(error) from error
 

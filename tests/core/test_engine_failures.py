@@ -387,8 +387,9 @@ def test_a_cancellation_is_tried_as_patiently_as_other_calls(rigs: type[Rig], tr
 def test_a_cancellation_that_comes_through_ends_the_batch(rig: Rig) -> None:
     call = rig.to(K, "a")
     rig.fail(call, BUSY)
-    rig.report(Cancelled(rig.next(Cancel).batch))
+    rig.report(Cancelled(rig.next(Cancel).batch, "cancelling"))
     assert rig.engine.batches == {}
+    assert [event.status for event in rig.said(BatchSettled)] == ["cancelling"]
 
 
 # --- the clock jumps -------------------------------------------------------------------------------------------

@@ -115,6 +115,14 @@ async def test_statuses(call: str, status: int, trouble: Trouble) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "status"),
+    [("cancelling", "cancelling"), ("Canceled", "cancelled"), (None, "cancelling"), (7, "cancelling")],
+)
+async def test_what_a_cancellation_comes_to(said: object, status: str) -> None:
+    assert await upstream(answering(BATCH | {"status": said})).cancel("b1") == status
+
+
+@pytest.mark.parametrize(
     ("message", "trouble"),
     [
         ("No such File object: file-1", Trouble.NOT_FOUND),
