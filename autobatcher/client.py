@@ -484,9 +484,10 @@ class Batching(openai.AsyncOpenAI):
         return sender
 
     def _identity(self) -> tuple[Any, ...]:
-        return (
-            self._base_url,
+        return (  # what differs most comes first: it is compared with others from the left
+            self._scope,
             self._api_key_provider or self.api_key,
+            self._base_url,
             self.organization,
             self.project,
             getattr(self, "workload_identity", None),  # of later versions of openai 2, as the next
@@ -494,7 +495,6 @@ class Batching(openai.AsyncOpenAI):
             {**self._custom_headers},
             {**self._custom_query},
             self._shared_options,
-            self._scope,
             self._pool,
         )
 

@@ -345,9 +345,8 @@ class Engine(msgspec.Struct, eq=False):
     def _cancelled(self, batch: Batch, status: str | None, now: float) -> list[Effect]:
         if status is not None and batch.snapshot is not None:
             batch.snapshot = msgspec.structs.replace(batch.snapshot, status=status)
-        return self._finish(
-            batch, now, over=not self.keeps
-        )  # what it has answered, or yet does, is for the next run
+        over = not self.keeps  # what it has answered, or yet does, is for the next run
+        return self._finish(batch, now, over=over)
 
     def _not_there(self, batch: Batch, now: float) -> list[Effect]:
         if batch.looks_since is None:
