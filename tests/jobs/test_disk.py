@@ -142,6 +142,7 @@ name = said[-1][1].strip()
 run("watch", name, "--poll-interval", "0.05")
 run("prepare", f"{free}/in.jsonl", "-o", f"{free}/batches")
 run("journal", f"{free}/out.csv.journal", "--export", f"{free}/all.jsonl")
+os.chmod(f"{free}/out.csv.journal", 0o644)  # else it is its owner's alone
 if os.geteuid() == 0:  # whom no permission binds
     os.setuid(int(sys.argv[3]))
 assert not os.access(closed, os.W_OK)
