@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -18,6 +17,15 @@ from autobatcher.cli import build_app
 from autobatcher.local import Serving
 
 CHAT = "/v1/chat/completions"
+
+LIMITED = """
+import resource, runpy, sys
+
+size = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+runpy.run_module("autobatcher", run_name="__main__")
+"""
+"""The command, with a limit for the size of its files."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ def process(
     given = {
         name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DOUBLEWORD_"))
     }
-    command = [sys.executable, "-m", "autobatcher", *map(str, arguments)]
+    start = ["-m", "autobatcher"] if file_size is None else ["-c", LIMITED, str(file_size)]
+    command = [sys.executable, *start, *map(str, arguments)]
     env = {**given, **environment(server, key)}
     if stdout == "closed":
         ours, theirs = os.pipe()
@@ -71,19 +80,12 @@ def process(
         check=False,
         timeout=60,
         env=env,
-        preexec_fn=None if file_size is None else functools.partial(_limit, file_size),
     )
     if theirs != subprocess.PIPE:
         os.close(theirs)
     said = Ran(ran.returncode, (ran.stdout or b"").decode(), ran.stderr.decode())
     assert "Traceback" not in said.err
     return said
-
-
-def _limit(size: int) -> None:
-    import resource  # noqa: PLC0415 -- not every system has it
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def autobatcher(server: Serving | str, *arguments: object, key: str = "k", **env: str) -> Ran:

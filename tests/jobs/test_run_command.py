@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -398,27 +398,27 @@ def test_a_bad_line_leaves_batches_under_way_and_the_mended_file_goes_on_with_th
     assert len(lines(out)) == 40
 
 
-def in_the_background() -> None:
-    """As a shell without job control starts programs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+IN_THE_BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+"""As a shell without job control starts programs. It is one that does: code of this process that ran in a child, between
+fork and exec, could wait for ever for what another thread had at that moment."""
 
 
 @pytest.mark.parametrize(
     ("number", "before"),
-    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, in_the_background)],
+    [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGTERM, IN_THE_BACKGROUND)],
+    ids=["SIGINT", "SIGTERM", "SIGTERM in the background"],
 )
 def test_an_interrupted_run_says_how_to_go_on_and_the_same_command_does(
-    tmp_path: Path, number: signal.Signals, before: Callable[[], None] | None
+    tmp_path: Path, number: signal.Signals, before: tuple[str, ...]
 ) -> None:
     path = batch_file(tmp_path / "in.jsonl", 300)
     out = tmp_path / "out.jsonl"
     with serve_in_thread(LocalConfig(latency_seconds=0.05, concurrency=4)) as server:
         process = subprocess.Popen(
-            command(server, path, "-o", out, "--batch-size", "50"),
+            [*before, *command(server, path, "-o", out, "--batch-size", "50")],
             env=ENVIRONMENT,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=before,  # noqa: PLW1509 -- which takes no lock
         )
         wait_for(tmp_path / "out.jsonl.partial", 50)
         process.send_signal(number)
