@@ -133,7 +133,9 @@ def test_rows_of_all_workers_share_batches_and_a_killed_workers_rows_are_bought_
                     answers[row["id"]] = (row["text"], row["answer"])
         assert answers == {number: (text, f"You said: {text}.") for number, text in TEXTS.items()}
         assert bought(server) == ROWS
-        assert served.count(ANSWERED) >= ROWS  # the dead worker may have had answers, which were given once more
+        assert (
+            served.count(ANSWERED) >= ROWS
+        )  # the dead worker may have had answers, which were given once more
         assert served.count(LEFT) > 0  # and waited for others
         assert len(batches(server)) <= MOST_BATCHES
         assert not server.api.realtime_calls
