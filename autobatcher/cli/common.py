@@ -68,6 +68,18 @@ ApiKey = Annotated[
         " machine can see what is on a command line.",
     ),
 ]
+Window = Annotated[
+    str,
+    typer.Option("--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."),
+]
+MaxActiveBatches = Annotated[
+    int | None,
+    typer.Option("--max-active-batches", min=1, help="The most batches at the server at a time."),
+]
+MaxEnqueuedTokens = Annotated[
+    int | None,
+    typer.Option("--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 

@@ -18,6 +18,9 @@ from autobatcher.cli.common import (
     USAGE,
     ApiKey,
     BaseUrl,
+    MaxActiveBatches,
+    MaxEnqueuedTokens,
+    Window,
     connection,
     fail,
     print_json,
@@ -87,26 +90,13 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace RESULTS; what the journal has is not bought again.")
     ] = False,
-    window: Annotated[
-        str,
-        typer.Option(
-            "--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."
-        ),
-    ] = "24h",
+    window: Window = "24h",
     metadata: Metadata = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=MAX_LINES, help="The most requests of a batch.")
     ] = MAX_LINES,
-    max_active_batches: Annotated[
-        int | None,
-        typer.Option("--max-active-batches", min=1, help="The most batches at the server at a time."),
-    ] = None,
-    max_enqueued_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."
-        ),
-    ] = None,
+    max_active_batches: MaxActiveBatches = None,
+    max_enqueued_tokens: MaxEnqueuedTokens = None,
     in_flight: Annotated[
         int,
         typer.Option(

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autobatcher.cli.common import SERVER, USAGE, BaseUrl, check_url, fail, say, server_of, told
+from autobatcher.cli.common import (
+    SERVER,
+    USAGE,
+    BaseUrl,
+    MaxActiveBatches,
+    MaxEnqueuedTokens,
+    Window,
+    check_url,
+    fail,
+    say,
+    server_of,
+    told,
+)
 from autobatcher.core.window import MAX_LINES
 from autobatcher.serve.config import LOOPBACK, MAX_BODY, MAX_WAITING, ServeConfig
 
@@ -108,12 +120,7 @@ def serve(
             " system's limit of open files allows).",
         ),
     ] = None,
-    window: Annotated[
-        str,
-        typer.Option(
-            "--window", metavar="TIME", help="The completion window: 24h, 1h, what the server takes."
-        ),
-    ] = "24h",
+    window: Window = "24h",
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, max=MAX_LINES, help="Requests that close a batch at once.")
     ] = 1000,
@@ -129,16 +136,8 @@ def serve(
         float,
         typer.Option("--poll-interval-seconds", min=0.01, help="Seconds between polls of a young batch."),
     ] = 5.0,
-    max_active_batches: Annotated[
-        int | None,
-        typer.Option("--max-active-batches", min=1, help="The most batches at the server at a time."),
-    ] = None,
-    max_enqueued_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-enqueued-tokens", min=1, help="The most prompt tokens of a model there at a time."
-        ),
-    ] = None,
+    max_active_batches: MaxActiveBatches = None,
+    max_enqueued_tokens: MaxEnqueuedTokens = None,
     deadline: Annotated[
         float | None,
         typer.Option(
