@@ -209,7 +209,7 @@ _SIMPLE = (str, int, float, bool, type(None))
 def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:
     # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
     library = sys.modules[type(call.request).__module__.partition(".")[0]]
-    content_type, content = _content(answer)
+    content_type, content = content_of(answer)
     if call.asked.get("stream") and content_type == _JSON and is_success(answer.status):
         try:
             content = b"".join(sse.encode(call.path, json.loads(content), call.asked))
@@ -230,7 +230,8 @@ def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.R
     return response
 
 
-def _content(answer: Answer) -> tuple[str, bytes]:
+def content_of(answer: Answer) -> tuple[str, bytes]:
+    """The content type of an answer as an HTTP response would have it, and the content."""
     if answer.body.startswith(b'"'):
         # What was no JSON at the server, such as a proxy's page, travels as a string.
         return "text/plain; charset=utf-8", json.loads(answer.body).encode("utf-8", "replace")

@@ -11,6 +11,7 @@ import msgspec
 import openai
 
 from autobatcher._http import httpx
+from autobatcher.answers import content_of
 from autobatcher.core.outcomes import Answer
 from autobatcher.errors import (
     BatchError,
@@ -108,10 +109,8 @@ def reply_to(answer: Answer) -> Reply:
     headers = {} if answer.request_id is None else {"x-request-id": _header(answer.request_id)}
     if answer.status >= 400:  # noqa: PLR2004 -- HTTP's errors
         headers |= NO_MORE
-    if answer.body.startswith(b'"'):  # what was no JSON at the server, such as a page, travels as a string
-        text: str = json.loads(answer.body)
-        return Reply(answer.status, text.encode("utf-8", "replace"), headers, "text/plain; charset=utf-8")
-    return Reply(answer.status, answer.body, headers)
+    content_type, content = content_of(answer)
+    return Reply(answer.status, content, headers, content_type)
 
 
 def _odd_status(status: int) -> Reply:
