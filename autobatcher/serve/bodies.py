@@ -150,7 +150,7 @@ def asked(path: str, data: bytes) -> Asked:
         Refused: it makes none (400).
     """
     try:
-        fields, body = _decoded(data)
+        fields, streaming, body = _decoded(data)
     except RecursionError:
         raise bad_request("The JSON body is nested too deeply.") from None
     except (ValueError, OverflowError):
@@ -158,22 +158,20 @@ def asked(path: str, data: bytes) -> Asked:
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise bad_request("you must provide a model parameter", param="model")
-    streaming = {name: fields.pop(name) for name in _STREAMING if name in fields}
     stream = streaming.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("'stream' must be a boolean.", param="stream")
-    if streaming:
-        body = msgspec.json.encode(fields)
     digest = hashlib.blake2b(path.encode() + b"\0" + body, digest_size=16).digest()
     return Asked(path, body, fields, bool(stream) and path != "embeddings", streaming, digest)
 
 
-def _decoded(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The fields, and the same as JSON on one line.
+def _decoded(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """The fields, those that say how to stream apart, and the others as JSON on one line.
 
     What the journal could not compare is no JSON here: halves of surrogate pairs, NaN, numbers beyond all types.
     """
     fields = msgspec.json.decode(data)
     if not isinstance(fields, dict):
         raise ValueError("no object")  # noqa: TRY004 -- of JSON
-    return fields, msgspec.json.encode(fields)
+    streaming = {name: fields.pop(name) for name in _STREAMING if name in fields}
+    return fields, streaming, msgspec.json.encode(fields)
