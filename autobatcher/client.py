@@ -67,6 +67,7 @@ class Batching(openai.AsyncOpenAI):
             self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
         self._options = options
         self._shared_options = options.shared
+        self._for_callers: Any = options.for_callers
         self._scope = _scope
         self._batched = _batched
         self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
@@ -222,8 +223,7 @@ class Batching(openai.AsyncOpenAI):
             request.content,
             weight=weight(path, fields),
             retries=options.get_max_retries(self.max_retries),
-            resubmits=self._options.on_expired == "resubmit",
-            patience=self._options.deadline_seconds,
+            **self._for_callers,
         )
         options.json_data = None
         asked = {name: fields.get(name) for name in ("stream", "stream_options")}
@@ -245,8 +245,7 @@ class Batching(openai.AsyncOpenAI):
             body,
             weight=1,
             retries=self.max_retries,
-            resubmits=self._options.on_expired == "resubmit",
-            patience=self._options.deadline_seconds,
+            **self._for_callers,
             fields=fields,
         )
         return self._answer(collector, entry, call)
@@ -282,8 +281,7 @@ class Batching(openai.AsyncOpenAI):
             body,
             weight=weight(path, fields),
             retries=self.max_retries,
-            resubmits=self._options.on_expired == "resubmit",
-            patience=self._options.deadline_seconds,
+            **self._for_callers,
             fields=fields,
             idempotency=idempotency,
         )

@@ -107,6 +107,11 @@ class BatchOptions:
         _check_count("max_realtime_calls", self.max_realtime_calls)
 
     @property
+    def for_callers(self) -> dict[str, Any]:
+        """What a request has to know of these options, as `Collector.entry` takes it."""
+        return {"resubmits": self.on_expired == "resubmit", "patience": self.deadline_seconds}
+
+    @property
     def shared(self) -> BatchOptions:
         """What clients have in common whose calls share batches: without what each of them does for its own callers."""
         changed = any(getattr(self, name) != default for name, default in _OF_EACH_CALL.items())
