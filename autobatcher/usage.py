@@ -81,6 +81,10 @@ def _usage(body: bytes) -> _Usage | None:
         return None
 
 
+def _tokens(given: int) -> int:
+    return given if 0 < given <= MOST else 0
+
+
 class Meter:
     """Counts the tokens of answers, in whatever thread they come."""
 
@@ -88,31 +92,28 @@ class Meter:
         self._sums: dict[Bought, list[int]] = {}
         self._lock = threading.Lock()
 
-    def counter(self, base_url: str, window: str | None) -> Callable[[str, bytes], None]:
-        """What counts the body of a successful answer to a request of a model; one that does not say is a request."""
+    def counter(self, base_url: str, window: str | None) -> Callable[[str, Iterable[bytes]], None]:
+        """What counts the bodies of successful answers to requests of a model; one that does not say is a request."""
         known: dict[str, list[int]] = {}
-        lock = self._lock
 
-        def count(model: str, body: bytes) -> None:
-            prompt = completion = cached = 0
-            usage = _usage(body)
-            if usage is not None:  # without a function for each: it is done for every answer
-                prompt = usage.prompt_tokens or usage.input_tokens
-                completion = usage.completion_tokens or usage.output_tokens
+        def count(model: str, bodies: Iterable[bytes]) -> None:
+            requests = prompts = completions = cached = 0
+            for body in bodies:
+                requests += 1
+                usage = _usage(body)
+                if usage is None:
+                    continue
+                prompts += _tokens(usage.prompt_tokens or usage.input_tokens)
+                completions += _tokens(usage.completion_tokens or usage.output_tokens)
                 details = usage.prompt_tokens_details or usage.input_tokens_details
                 if details is not None:
-                    cached = details.cached_tokens or 0
-            with lock:
+                    cached += _tokens(details.cached_tokens or 0)
+            with self._lock:
                 sums = known.get(model)
                 if sums is None:
                     sums = known[model] = self._sums.setdefault(Bought(base_url, model, window), [0] * 4)
-                sums[0] += 1
-                if 0 < prompt <= MOST:
-                    sums[1] += prompt
-                if 0 < completion <= MOST:
-                    sums[2] += completion
-                if 0 < cached <= MOST:
-                    sums[3] += cached
+                for place, more in enumerate((requests, prompts, completions, cached)):
+                    sums[place] += more
 
         return count
 

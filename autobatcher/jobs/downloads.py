@@ -289,7 +289,7 @@ class _Reader:
             return None
         answered = isinstance(outcome, Answer) and is_success(outcome.status)
         if isinstance(outcome, Answer) and answered:
-            self._count(_model(outcome.body), outcome.body)
+            self._count(_model(outcome.body), (outcome.body,))
         self._note(custom_id, answered)
         return answered
 

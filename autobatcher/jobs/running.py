@@ -334,7 +334,7 @@ class _Job:
         if isinstance(outcome, Answer) and is_success(outcome.status):
             self.answered += 1
             count = self._count_bought if row.bought else self._count_earlier
-            count(row.model, outcome.body)
+            count(row.model, (outcome.body,))
             self.shortcomings[shortcoming(outcome.body)] += 1
         else:
             self.failed += 1

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeGuard
 
 import anyio
@@ -53,8 +53,8 @@ class Driver:
         upstream: Upstream,
         *,
         publish: Callable[[Event], None],
-        count: Callable[[str, bytes], None],
-        count_realtime: Callable[[str, bytes], None],
+        count: Callable[[str, Iterable[bytes]], None],
+        count_realtime: Callable[[str, Iterable[bytes]], None],
         max_realtime_calls: int,
         release: Callable[[], Awaitable[None]],
         notes: Notes,
@@ -174,7 +174,7 @@ class Driver:
         """
         outcome: Outcome = answer
         if is_success(answer.status):
-            self._count_realtime(request.model, answer.body)
+            self._count_realtime(request.model, (answer.body,))
         if self._notes.keeps and is_kept(answer):
             try:
                 if request.n < 0:  # given back when its batch failed
@@ -306,24 +306,34 @@ class Driver:
         lost = None
         if self._notes.keeps:
             effects, lost = self._written(effects)
+        self._meter(effects)
         for effect in effects:
-            match effect:
-                case core.Settle(request, outcome):
-                    if isinstance(outcome, Answer) and is_success(outcome.status):
-                        self._count(request.model, outcome.body)
-                    if request.patience is not None:
-                        self._deadlines.remove(request)
-                    if request.reply is not None:
-                        request.reply.set(outcome)
-                    else:
-                        self._notes.dropped(request)
-                case core.Ended(batch):
-                    self._end(batch)
-                case core.Publish(event):
-                    self.publish(event)
-                case _:  # a call: only the root's children make them, in no caller's context
-                    self._calls.append(effect)
+            if isinstance(effect, core.Settle):
+                request, outcome = effect
+                if request.patience is not None:
+                    self._deadlines.remove(request)
+                if request.reply is not None:
+                    request.reply.set(outcome)
+                else:
+                    self._notes.dropped(request)
+            elif isinstance(effect, core.Ended):
+                self._end(effect.batch)
+            elif isinstance(effect, core.Publish):
+                self.publish(effect.event)
+            else:  # a call: only the root's children make them, in no caller's context
+                self._calls.append(effect)
         return lost
+
+    def _meter(self, effects: list[core.Effect]) -> None:
+        """Count what the answers used, before anybody is told of them."""
+        bought: dict[str, list[bytes]] = {}
+        for effect in effects:
+            if isinstance(effect, core.Settle):
+                request, outcome = effect
+                if isinstance(outcome, Answer) and is_success(outcome.status):
+                    bought.setdefault(request.model, []).append(outcome.body)
+        for model, bodies in bought.items():
+            self._count(model, bodies)
 
     def _written(self, effects: list[core.Effect]) -> tuple[list[core.Effect], Exception | None]:
         """Write the answers down before anybody has them; if that fails, the error is what their callers get."""

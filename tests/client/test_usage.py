@@ -165,11 +165,9 @@ def test_a_window_without_a_price_leaves_the_realtime_price() -> None:
 def test_cached_tokens_are_read_from_both_kinds_of_answers() -> None:
     meter = Meter()
     count = meter.counter(OPENAI, "24h")
-    count(
-        "c",
-        b'{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}}',
-    )
-    count("c", b'{"usage":{"input_tokens":9,"output_tokens":2,"input_tokens_details":{"cached_tokens":3}}}')
-    count("c", b"null")
+    chat = b'{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}}'
+    response = b'{"usage":{"input_tokens":9,"output_tokens":2,"input_tokens_details":{"cached_tokens":3}}}'
+    count("c", [chat, response])
+    count("c", [b"null"])
     (line,) = Usage.of(meter.counts).lines
     assert (line.requests, line.prompt_tokens, line.completion_tokens, line.cached_tokens) == (3, 18, 4, 7)
