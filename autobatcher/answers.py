@@ -129,6 +129,7 @@ def answer_of(response: httpx.Response) -> Answer:
 
 def _as_json(body: bytes) -> bytes | None:
     """The same as a line's body would be; None if it is no JSON."""
+    line = body.replace(b"\n", b" ")  # if it is JSON, these stand between two tokens, and mean nothing
     try:
         msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -136,10 +137,10 @@ def _as_json(body: bytes) -> bytes | None:
             json.loads(body.decode())
         except (ValueError, RecursionError):
             return None
-        return LooseJson(body)
+        return LooseJson(line)
     except RecursionError:
         return None
-    return body
+    return line
 
 
 def plain_result(call: PlainCall, outcome: Outcome) -> Any:

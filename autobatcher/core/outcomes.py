@@ -15,7 +15,7 @@ class LooseJson(bytes):
 
 
 class Answer(NamedTuple):
-    """The server's HTTP answer to this request; an error status included. `body` is JSON text in UTF-8."""
+    """The server's HTTP answer to this request; an error status included. `body` is JSON text in UTF-8, on one line."""
 
     status: int
     request_id: str | None

@@ -134,17 +134,10 @@ def columns(keys: Sequence[bytes], *columns: Sequence[Any]) -> tuple[bytes, ...]
 
 
 def _lines(bodies: Sequence[bytes]) -> bytes:
-    """An array of bodies, each on a line.
-
-    So each comes back as it was, whether or not JSON's decoders like it. A line break in a body stands between two
-    tokens, and means nothing there.
-    """
+    """An array of bodies, each on a line, so that each comes back as it was, whether or not JSON's decoders like it."""
     if LooseJson in map(type, bodies):
         bodies = [_kept(body) if type(body) is LooseJson else body for body in bodies]
-    lines = b"\n,".join(bodies)
-    if lines.count(b"\n") >= len(bodies):
-        lines = b"\n,".join(body.replace(b"\n", b" ") for body in bodies)
-    return b"[\n%b\n]" % lines
+    return b"[\n%b\n]" % b"\n,".join(bodies)
 
 
 _AS_TEXT = b'" '

@@ -18,7 +18,7 @@ class JournalledRequest(msgspec.Struct, frozen=True, gc=False):
         key: 16 bytes that stand for the base URL, the endpoint and the canonical body: equal for equal requests.
         n: from 0, which of the equal requests it is.
         custom_id: its name in the batch file; unique in a journal.
-        body: JSON text, UTF-8.
+        body: JSON text, UTF-8, on one line.
     """
 
     key: bytes

@@ -66,7 +66,7 @@ Source: https://platform.openai.com/docs/api-reference/batch/list
 
 MAX_PAGES = 1_000
 
-TOGETHER = 2**18
+TOGETHER = 2**19
 """Bytes of a result file that are handed on at once, if it has as many: each piece costs a transaction of a journal."""
 
 

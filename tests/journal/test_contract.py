@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -175,16 +174,6 @@ def test_thousands_are_found_in_any_order(again: Again) -> None:
         expected = Answer(200, f"r-{number}", b'{"n":%d}' % number) if number < 2000 else None
         assert journal.answer(key(number), 0) == expected
     assert places(journal) == {first: {n: entry(n) for n in range(2000, 3000)}}
-
-
-def test_line_breaks_between_the_tokens_of_a_text_do_no_harm(again: Again) -> None:
-    number = again().begin(URL, "/v1/e", "m", [request_of(1, body=b"{\n}"), request_of(2)], SIZE)
-    again().answered([(key(1), 0, Answer(200, "a", b'{"a":\n1}')), (key(2), 0, ANSWER)])
-    found = again().answer(key(1), 0)
-    assert found is not None
-    assert json.loads(found.body) == {"a": 1}
-    assert again().answer(key(2), 0) == ANSWER
-    assert places(again()) == {number: {}}
 
 
 def test_a_request_that_goes_again_is_in_its_last_batch(again: Again) -> None:

@@ -631,10 +631,10 @@ async def test_positions_are_those_of_the_file(skip: int, incomplete: str | None
 
 async def test_a_large_file_comes_in_pieces() -> None:
     line = b"x" * 1023
-    chunks = [(line + b"\n") * 100] * 7
+    chunks = [(line + b"\n") * 100] * 13
     up = upstream(lambda _: httpx.Response(200, stream=Pieces(chunks)))
     assert await read_all(up) == [
-        Piece([line] * count, last, resumes=False) for count, last in ((300, 300), (300, 600), (100, 700))
+        Piece([line] * count, last, resumes=False) for count, last in ((600, 600), (600, 1200), (100, 1300))
     ]
 
 
