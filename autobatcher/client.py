@@ -67,7 +67,7 @@ class Batching(openai.AsyncOpenAI):
             self._platform = _parent._platform  # noqa: SLF001 -- else each copy looks it up again, in a thread
         self._options = options
         self._shared_options = options.shared
-        self._for_callers: Any = options.for_callers
+        self._terms = options.terms
         self._scope = _scope
         self._batched = _batched
         self._owns_pool = _parent is None or http_client is not _parent._client  # noqa: SLF001 -- of the same class
@@ -221,9 +221,9 @@ class Batching(openai.AsyncOpenAI):
             path,
             model_name(fields),
             request.content,
+            self._terms,
             weight=weight(path, fields),
             retries=options.get_max_retries(self.max_retries),
-            **self._for_callers,
         )
         options.json_data = None
         asked = {name: fields.get(name) for name in ("stream", "stream_options")}
@@ -243,9 +243,9 @@ class Batching(openai.AsyncOpenAI):
             call.path,
             fields["model"],
             body,
+            self._terms,
             weight=1,
             retries=self.max_retries,
-            **self._for_callers,
             fields=fields,
         )
         return self._answer(collector, entry, call)
@@ -279,9 +279,9 @@ class Batching(openai.AsyncOpenAI):
             path,
             model_name(fields),
             body,
+            self._terms,
             weight=weight(path, fields),
             retries=self.max_retries,
-            **self._for_callers,
             fields=fields,
             idempotency=idempotency,
         )

@@ -17,7 +17,7 @@ from autobatcher.core.admission import Admission
 from autobatcher.core.engine import Engine
 from autobatcher.core.jsonl import encode_line
 from autobatcher.core.retry import PollSchedule
-from autobatcher.core.window import Limits, Request
+from autobatcher.core.window import Limits, Request, Terms
 from autobatcher.events import Event
 from autobatcher.logs import left_out, log_event, log_failing_callback, log_left_out
 from autobatcher.runtime.driver import Driver
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from autobatcher.display import Display
     from autobatcher.options import BatchOptions
     from autobatcher.runtime.pool import HttpPool
+
+
+_ANY = Terms()
 
 
 class Collectors:
@@ -208,11 +211,10 @@ class Collector:
         path: str,
         model: str,
         body: bytes,
+        terms: Terms = _ANY,
         *,
         weight: int,
         retries: int,
-        resubmits: bool = True,
-        patience: float | None = None,
         fields: Mapping[str, Any] | None = None,
         idempotency: str | None = None,
         on_disk: bool = False,
@@ -223,10 +225,9 @@ class Collector:
             path: below the base URL, such as "chat/completions".
             model: requests of different models go into different files.
             body: the request's JSON text, UTF-8.
+            terms: its caller's.
             weight: what it counts towards the lines of a file.
             retries: how often it may go into another batch after an answer that may pass.
-            resubmits: whether it goes into another batch when its batch expires.
-            patience: for how many seconds its caller waits at most; None: for as long as it takes.
             fields: what the body was encoded from, if that is at hand.
             idempotency: tells it from equal requests in the journal, where it is the same as any other with this one.
             on_disk: whether it waits there, however small it is.
@@ -245,8 +246,8 @@ class Collector:
             len(line),
             weight=weight,
             retries_left=retries,
-            resubmits=resubmits,
-            patience=patience,
+            resubmits=terms.resubmits,
+            patience=terms.patience,
             key=b"" if self._record is None else self._keys.of(endpoint, body, fields, idempotency),
             n=-1 if idempotency is None else 0,
             named=idempotency is not None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, Literal, cast
 
+from autobatcher.core.window import Terms
 from autobatcher.events import Event
 from autobatcher.journal import Journal
 
@@ -107,9 +108,9 @@ class BatchOptions:
         _check_count("max_realtime_calls", self.max_realtime_calls)
 
     @property
-    def for_callers(self) -> dict[str, Any]:
-        """What a request has to know of these options, as `Collector.entry` takes it."""
-        return {"resubmits": self.on_expired == "resubmit", "patience": self.deadline_seconds}
+    def terms(self) -> Terms:
+        """What a request has to know of these options."""
+        return Terms(resubmits=self.on_expired == "resubmit", patience=self.deadline_seconds)
 
     @property
     def shared(self) -> BatchOptions:

@@ -36,6 +36,8 @@ def _may_unwind(resource: Any, method: object) -> bool:
     )
 
 
+_NOT_GIVEN = (openai.Omit, openai.NotGiven)
+
 _IGNORED = frozenset({"timeout"})
 """Arguments of a call that mean nothing for a batched one."""
 
@@ -50,7 +52,7 @@ def _fields(method: Any, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, value in arguments.items():
         if name not in names:
             return None
-        left_out = isinstance(value, (openai.Omit, openai.NotGiven)) and not name.startswith("extra_")
+        left_out = isinstance(value, _NOT_GIVEN) and not name.startswith("extra_")
         if left_out or name in _IGNORED:
             continue
         if name in _UNLESS_GIVEN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,18 @@ Source: https://platform.openai.com/docs/guides/batch, "Rate limits".
 
 MAX_BYTES = 200 * 10**6
 """Bytes of one input file (source: as for `MAX_LINES`)."""
+
+
+class Terms(NamedTuple):
+    """What a caller asks of its requests.
+
+    Attributes:
+        resubmits: whether one goes into another batch when its batch expires.
+        patience: for how many seconds its caller waits at most; None: for as long as it takes.
+    """
+
+    resubmits: bool = True
+    patience: float | None = None
 
 
 class Request(msgspec.Struct, eq=False, gc=False):

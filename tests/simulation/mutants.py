@@ -350,7 +350,9 @@ def _sends_expired_requests_again() -> tuple[Change, ...]:
     true = collector.Collector.entry
 
     def entry(self: Any, *args: Any, **kwargs: Any) -> Request:
-        return true(self, *args, **{**kwargs, "resubmits": True})
+        request = true(self, *args, **kwargs)
+        request.resubmits = True
+        return request
 
     return ((collector.Collector, "entry", entry),)
 
