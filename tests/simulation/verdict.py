@@ -332,7 +332,8 @@ def _no_batch_is_cancelled_that_somebody_waits_for(plan: Plan, ledger: Ledger) -
                 continue  # in an earlier run, of which the journal knows
             if waits and record.custom_id in call.ids:
                 last = ledger.batches_of(record.custom_id)[-1]
-                if last.id == call.batch_id:
+                read = last.delivered_at.get(record.custom_id, float("inf"))  # maybe by an earlier run
+                if last.id == call.batch_id and read > call.start:
                     yield f"{ledger.short(call.batch_id)} was cancelled while caller {record.number} waited"
 
 
