@@ -173,7 +173,10 @@ def plain_result(call: PlainCall, outcome: Outcome) -> Any:
 
 
 def _has_extras(model: pydantic.BaseModel) -> bool:
-    """Whether there is a field, here or further in, that the type does not know."""
+    """Whether there is a field, here or further in, that the type does not know.
+
+    pydantic could refuse these while it validates; but then `model_extra` is None, and the SDK's is empty.
+    """
     values: list[Any] = [model]
     for value in values:  # which grows
         if type(value) is list:
