@@ -16,6 +16,10 @@ MAX_BYTES = 200 * 10**6
 """Bytes of one input file (source: as for `MAX_LINES`)."""
 
 
+GIVEN_BACK = -2
+"""From which on numbers are counted down that requests have given back."""
+
+
 class Terms(NamedTuple):
     """What a caller asks of its requests.
 
@@ -55,7 +59,7 @@ class Request(msgspec.Struct, eq=False, gc=False):
     key: bytes = b""
     """In a journal, what it shares with equal requests; empty without one."""
     n: int = -1
-    """In a journal, which of the equal requests it is; -1 while it has no number."""
+    """In a journal, which of the equal requests it is; -1 while it has no number, `GIVEN_BACK` - n if it has given n back."""
     named: bool = False
     """In a journal, whether that number was given with it, and is its own for good."""
     wanted: bool = True

@@ -177,8 +177,7 @@ class Driver:
             self._count_realtime(request.model, (answer.body,))
         if self._notes.keeps and is_kept(answer):
             try:
-                if request.n < 0:  # given back when its batch failed
-                    self._notes.known(request)
+                self._notes.retake(request)
                 self._notes.keep([(request, answer)])
             except Exception as error:  # noqa: BLE001 -- as in `_written`
                 outcome = CallFailed(error)

@@ -19,7 +19,7 @@ from autobatcher.core.batch import Batch, Snapshot
 from autobatcher.core.jsonl import body_of, encode_line
 from autobatcher.core.messages import Created, LookedUp, Report, Uploaded
 from autobatcher.core.outcomes import Answer
-from autobatcher.core.window import Request
+from autobatcher.core.window import GIVEN_BACK, Request
 from autobatcher.errors import JournalError
 from autobatcher.journal import Journal, JournalledRequest, OpenBatch
 from autobatcher.journal.forks import check_process
@@ -82,21 +82,40 @@ class _Numbers:
 
     def take(self, key: bytes) -> tuple[int, bool]:
         """The number, and whether a call had it before."""
-        while self._returned:
-            returned, n = self._returned.popleft()
-            heapq.heappush(self._free.setdefault(returned, []), n)
+        if self._returned:
+            self._take_back()
         if self._free and (free := self._free.get(key)):
             n = heapq.heappop(free)
             if not free:
                 del self._free[key]
             return n, True
+        return self._fresh(key), False
+
+    def _fresh(self, key: bytes) -> int:
         n = self._next.get(key, 0)
         if not n and len(self._next) >= IN_DICT:
             n = self._others.count(key)
             if n < _Counts.LARGEST:
-                return n, False
+                return n
         self._next[key] = n + 1
-        return n, False
+        return n
+
+    def retake(self, key: bytes, n: int) -> int:
+        """The same number once more, or one that no call has had if another has that by now."""
+        self._take_back()
+        free = self._free.get(key, [])
+        if n not in free:
+            return self._fresh(key)
+        free.remove(n)
+        heapq.heapify(free)
+        if not free:
+            del self._free[key]
+        return n
+
+    def _take_back(self) -> None:
+        while self._returned:
+            key, n = self._returned.popleft()
+            heapq.heappush(self._free.setdefault(key, []), n)
 
     def give_back(self, key: bytes, n: int) -> None:
         """Let another call have it.
@@ -199,6 +218,12 @@ class Record:
         # In a fresh journal, what nobody has asked before has no answer.
         return self.journal.answer(request.key, request.n) if again or self._has_past else None
 
+    def retake(self, request: Request) -> None:
+        """A request that has given its number back is answered after all: it has a number again."""
+        if request.n < 0:
+            with self._lock:
+                request.n = self.numbers.retake(request.key, GIVEN_BACK - request.n)
+
     @property
     def runs(self) -> bool:
         """Whether an event loop that has used it may go on."""
@@ -271,6 +296,9 @@ class Notes:
     def known(self, request: Request) -> Answer | None:
         """Take the request's number; its answer, if that is there."""
 
+    def retake(self, request: Request) -> None:
+        """The request, whose batch has failed, is answered after all."""
+
     def joined(self, request: Request, driver: Any) -> Request:
         """The same request of an earlier caller, if that is on its way and nobody waits for it; else this one."""
         del driver
@@ -338,6 +366,9 @@ class RecordedNotes(Notes):
             self._release(request)
             raise
 
+    def retake(self, request: Request) -> None:  # noqa: D102
+        self._record.retake(request)
+
     def joined(self, request: Request, driver: Any) -> Request:  # noqa: D102
         if not self._unclaimed:
             return request
@@ -364,9 +395,11 @@ class RecordedNotes(Notes):
         if request.n >= 0 and not request.named:
             self._numbers.give_back(request.key, request.n)
             if request.place is None:
-                request.n = -1
+                request.n = GIVEN_BACK - request.n
 
     def left(self, request: Request, driver: Any) -> None:  # noqa: D102
+        if request.reply is None:  # it has left before
+            return
         self._release(request)
         if request.place is not None:
             request.reply = None

@@ -326,6 +326,39 @@ async def test_what_was_asked_in_real_time_is_in_the_journal_and_bought_once(tmp
     assert len(server.jobs) == 2
 
 
+async def test_equal_requests_whose_batch_is_yet_to_be_sent_are_in_the_journal_each_for_itself(
+    tmp_path: Path,
+) -> None:
+    async def pretty(server: Server, call: Call) -> httpx.Response:
+        answer = json.dumps(at_once(server, call).json() | {"id": f"id-{call.number}"}, indent=1)
+        return httpx.Response(200, text=answer, headers={"content-type": "application/json"})
+
+    server = server_of(Fate(), other=always(pretty))
+    options: dict[str, Any] = {
+        "journal": tmp_path / "run.db",
+        "batch_window_seconds": HOUR,
+        "deadline_seconds": 600,
+        "on_deadline": "realtime",
+    }
+    messages: Any = [{"role": "user", "content": "a"}]
+    runs = []
+    for _ in range(2):
+        found: set[str] = set()
+        async with running(server, **options) as client, anyio.create_task_group() as tasks:
+
+            async def call(client: Any = client, found: set[str] = found) -> None:
+                answer = await client.chat.completions.create(model="m", messages=messages)
+                assert answer.choices[0].message.content == "now a"
+                found.add(answer.id)
+
+            for _ in range(3):
+                tasks.start_soon(call)
+        runs.append(found)
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == server.count["other"] == 3
+    assert not server.jobs
+
+
 async def test_closing_ends_those_that_wait_for_their_call() -> None:
     server = server_of(Fate(after=DAY), other=always(slow(HOUR)))
     found: list[Any] = []
@@ -415,6 +448,28 @@ async def test_an_expired_request_is_asked_in_real_time_if_that_is_wanted(fate: 
     async with running(server, **options) as client:
         assert await outcomes(client, *"ab") == ["now a", "b"]
     assert server.sizes == [2]
+    assert server.count["other"] == 1
+
+
+async def test_a_realtime_answer_takes_no_other_requests_place_in_the_journal(tmp_path: Path) -> None:
+    expires = Fate(after=HOUR, status="expired", write=nothing)
+    server = server_of(lambda number, _job: Fate(after=5 * HOUR) if number == 1 else expires)
+    options: dict[str, Any] = {"on_expired": "realtime", "journal": tmp_path / "run.db"}
+    async with running(server, **options) as client:
+
+        async def leave() -> None:
+            with anyio.move_on_after(600):
+                await ask(client, "a")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            await server.arrival("create")
+            assert await ask(client, "a") == "now a"
+        await anyio.sleep(6 * HOUR)
+        assert await ask(client, "a") == "a"
+    async with running(server, **options) as client:
+        assert sorted(await outcomes(client, *"aa")) == ["a", "now a"]
+    assert server.sizes == [1, 1]
     assert server.count["other"] == 1
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from autobatcher.runtime.record import IN_DICT, Record
+from autobatcher.core.window import Request
+from autobatcher.runtime.record import IN_DICT, Record, RecordedNotes
 from tests.journal.memory import MemoryJournal
 
 KEY = b"k" * 16
@@ -45,3 +46,27 @@ def test_numbers_are_right_past_the_keys_that_a_dict_counts() -> None:
     assert numbers.take(many[-1]) == (0, True)
     assert numbers.take(few[-1]) == (299, True)
     assert numbers.take(few[-1]) == (300, False)
+
+
+def test_a_number_is_given_back_once() -> None:
+    record = Record(MemoryJournal(), owned=False)
+    notes = RecordedNotes(record, "http://x/", None, lambda line: line)
+    request = Request("c", "/v1/x", "m", b"", 0, key=KEY, reply=object(), place=object())
+    notes.known(request)
+    for _ in range(2):  # as a call does that is cancelled in the moment in which it is over
+        notes.left(request, None)
+    assert [record.numbers.take(KEY) for _ in range(2)] == [(0, True), (1, False)]
+
+
+def test_who_is_answered_after_all_has_its_number_again_unless_another_has_it() -> None:
+    record = Record(MemoryJournal(), owned=False)
+    notes = RecordedNotes(record, "http://x/", None, lambda line: line)
+    requests = [Request(f"{n}", "/v1/x", "m", b"", 0, key=KEY) for n in range(4)]
+    for request in requests:
+        notes.known(request)
+    for request in requests[::2]:
+        notes.failed(request)
+    assert record.numbers.take(KEY) == (0, True)
+    for request in requests:
+        notes.retake(request)
+    assert [request.n for request in requests] == [4, 1, 2, 3]
