@@ -314,13 +314,9 @@ class Indexes:
                 "CAST(bodies AS BLOB) FROM answer_groups WHERE id = ?",
                 (number,),
             ).fetchone()
-            row = _Row(
-                [] if number in self._doubled else list(zip(_keys(keys), _integers(numbers), strict=True)),
-                _integers(statuses),
-                _optional_texts(request_ids),
-                _bodies(bodies),
-                len(bodies),
-            )
+            columns = _integers(numbers), _integers(statuses), _optional_texts(request_ids), _bodies(bodies)
+            names = list(zip(_keys(keys, *columns), columns[0], strict=True))
+            row = _Row([] if number in self._doubled else names, *columns[1:], len(bodies))
             self._size += row.size
         self._rows[number] = row  # the last one that was asked for
         while self._size > IN_MEMORY and len(self._rows) > 1:

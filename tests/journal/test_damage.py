@@ -119,3 +119,14 @@ def test_whatever_stands_in_a_column(tmp_path: Path, whole: Path, spoilt: tuple[
             read(path)
         except JournalError as error:
             assert "run.db" in str(error)  # noqa: PT017 -- it may be read, too
+
+
+def test_a_body_on_more_than_one_line_gives_nobody_anothers_answer(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "run.db")
+    journal.answered(
+        [(KEYS[0], 0, Answer(200, "r", b'{\n"n":0}')), (KEYS[1], 0, Answer(200, "r", b'{"n":1}'))]
+    )
+    for key in KEYS[:2]:
+        with pytest.raises(JournalError, match="damaged"):
+            journal.answer(key, 0)
+    journal.close()
