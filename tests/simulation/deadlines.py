@@ -98,9 +98,8 @@ def _is_known(ledger: Ledger, batch: ServerBatch, record: CallerRecord) -> bool:
 
     if batch.fate == "vanishes" or reason_to_go_on(batch, record.custom_id):
         return False
-    start = 0.0 if not record.run else ledger.stopped[record.run - 1].ended_at
     for call in ledger.calls:
-        if not start <= call.start <= record.at:
+        if not record.asked_at <= call.start <= record.at:  # a batch of an earlier run may have ended before
             continue
         if call.kind == "upload" and call.start > batch.at and record.custom_id in call.ids:
             return False
