@@ -59,19 +59,51 @@ class PlainCall(NamedTuple):
     hurries: Callable[[], bool] | None = None
 
 
+class Head(NamedTuple):
+    """The HTTP request of a realtime call without its body, which waits as a line.
+
+    Attributes:
+        cls: the class of the library that made it: openai 3 takes clients of httpx and of httpx2.
+        method, url, headers, extensions: the headers without a content-length.
+    """
+
+    cls: type[httpx.Request]
+    method: str
+    url: httpx.URL
+    headers: httpx.Headers
+    extensions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Head:
+        """That of a request, which is of no use from then on."""
+        headers = request.headers
+        headers.pop("content-length", None)
+        return cls(type(request), request.method, request.url, headers, request.extensions)
+
+    def request(self, body: bytes | None = None) -> httpx.Request:
+        """The request, with a body or without one."""
+        headers = self.headers
+        if body is not None:
+            headers = headers.copy()
+            headers["content-length"] = str(len(body))
+        return self.cls(
+            self.method, self.url, headers=headers, content=body, extensions=dict(self.extensions)
+        )
+
+
 class Call(NamedTuple):
     """A call of the SDK, as `request` gets it.
 
     Attributes:
         path: below the base URL, such as "chat/completions".
         asked: the fields of the body that say how to stream.
-        request: stands in for the HTTP request of the realtime call; without its body.
+        head: stands in for the HTTP request of the realtime call.
         cast_to, options, stream, stream_cls: the arguments of `request`; the options without the body.
     """
 
     path: str
     asked: Mapping[str, Any]
-    request: httpx.Request
+    head: Head
     cast_to: Any
     options: FinalRequestOptions
     stream: bool
@@ -94,17 +126,11 @@ async def to_result(
         openai.APIError: the request, its batch, or a call for its batch failed.
         ClientClosedError: the client was closed.
     """
-    bare = call.request
     if not isinstance(outcome, Answer):
-        _raise(client, outcome, bare)
+        _raise(client, outcome, call.head.request())
     if call.cast_to is None:
         return outcome
-    body = body_of(whole(line))
-    headers = bare.headers.copy()
-    headers["content-length"] = str(len(body))
-    request = type(bare)(bare.method, bare.url, headers=headers, content=body, extensions=bare.extensions)
-    call = call._replace(request=request)
-    response = _response(client, call, outcome)
+    response = _response(client, call, call.head.request(body_of(whole(line))), outcome)
     response.elapsed = dt.timedelta(seconds=anyio.current_time() - (started or 0.0))
     if not response.is_success:
         raise client._make_status_error_from_response(response)  # noqa: SLF001 -- the SDK's choice of the class
@@ -210,26 +236,27 @@ def _is_simple(annotation: Any) -> bool:
 _SIMPLE = (str, int, float, bool, type(None))
 
 
-def _response(client: openai.AsyncOpenAI, call: Call, answer: Answer) -> httpx.Response:
-    # The class of the library that made the request: openai 3 takes clients of httpx and of httpx2.
-    library = sys.modules[type(call.request).__module__.partition(".")[0]]
+def _response(
+    client: openai.AsyncOpenAI, call: Call, request: httpx.Request, answer: Answer
+) -> httpx.Response:
+    library = sys.modules[call.head.cls.__module__.partition(".")[0]]
     content_type, content = content_of(answer)
     if call.asked.get("stream") and content_type == _JSON and is_success(answer.status):
         try:
             content = b"".join(sse.encode(call.path, json.loads(content), call.asked))
         except (ValueError, RecursionError) as error:
-            odd = library.Response(answer.status, content=content, request=call.request)
+            odd = library.Response(answer.status, content=content, request=request)
             raise openai.APIResponseValidationError(odd, body=None, message=str(error)) from error
         content_type = "text/event-stream; charset=utf-8"
     headers = {"content-type": content_type}
     if answer.request_id is not None:
         headers["x-request-id"] = answer.request_id
-    unread = call.stream or client._should_stream_response_body(call.request)  # noqa: SLF001 -- as `request` asks
+    unread = call.stream or client._should_stream_response_body(request)  # noqa: SLF001 -- as `request` asks
     response: httpx.Response = library.Response(
         answer.status,
         headers=headers,
         content=_Unread(content) if unread and is_success(answer.status) else content,
-        request=call.request,
+        request=request,
     )
     return response
 

@@ -19,7 +19,7 @@ from openai._models import FinalRequestOptions
 
 from autobatcher._http import httpx
 from autobatcher._signatures import AzureSignatures, OpenAISignatures, with_batch_options
-from autobatcher.answers import Call, PlainCall, answer_of, plain_result, to_result
+from autobatcher.answers import Call, Head, PlainCall, answer_of, plain_result, to_result
 from autobatcher.collector import Collector, Collectors
 from autobatcher.core.endpoints import batched_path, line_url, model_name, weight
 from autobatcher.core.engine import EXPIRED
@@ -227,7 +227,7 @@ class Batching(openai.AsyncOpenAI):
         )
         options.json_data = None
         asked = {name: fields.get(name) for name in ("stream", "stream_options")}
-        call = Call(path, asked, _without_body(request), cast_to, options, stream, stream_cls)
+        call = Call(path, asked, Head.of(request), cast_to, options, stream, stream_cls)
         return Promise(partial(self._answer, collector, entry, call))
 
     def _plain_answer(self, call: PlainCall, fields: Mapping[str, Any]) -> Coroutine[Any, Any, Any] | None:
@@ -429,9 +429,9 @@ class Batching(openai.AsyncOpenAI):
         options.json_data = {}  # stands in for the body, of which there are headers as well
         if plain.post_parser is not None:
             options.post_parser = plain.post_parser
-        request = _without_body(self._build_request(options))
+        head = Head.of(self._build_request(options))
         options.json_data = None
-        return Call(plain.path, {}, request, plain.cast_to, options, stream=False, stream_cls=None)
+        return Call(plain.path, {}, head, plain.cast_to, options, stream=False, stream_cls=None)
 
     @property
     def _waits_outside(self) -> bool:
@@ -504,12 +504,6 @@ _CLOSED = Closed(None)
 
 def _hurries(call: Call | PlainCall) -> bool:
     return isinstance(call, Call) or call.hurries is None or call.hurries()
-
-
-def _without_body(request: httpx.Request) -> httpx.Request:
-    headers = request.headers.copy()
-    headers.pop("content-length", None)
-    return type(request)(request.method, request.url, headers=headers, extensions=request.extensions)
 
 
 def _for_a_line(options: FinalRequestOptions, fields: dict[str, Any]) -> FinalRequestOptions:
