@@ -130,12 +130,14 @@ class Batching(openai.AsyncOpenAI):
 
     @property
     def usage(self) -> Usage:
-        """What batches have answered this client and its copies until now: requests, tokens and, where known, cost.
+        """What this client and its copies have bought until now: requests, tokens and, where known, cost.
 
-        Counted is what was bought here: successful answers, by the usage that they state, whether or not anybody still
-        waited for them; errors are not, nor are answers that a journal had. Calls that go out at once, of `unbatched`
-        or to other endpoints, are not counted either. The costs are None where a price is unknown: the package
-        genai-prices, which the extra "cli" brings, has most of the others.
+        Counted are successful answers, of batches and of the realtime calls that take their place, by the usage that
+        they state, whether or not anybody still waited for them; a request that was answered in both ways is counted
+        twice. Not counted are errors; answers that a journal had; what a batch has answered that was cancelled since
+        nobody waited for it, and a realtime call that was broken off since the batch had answered, which servers may
+        bill; nor calls that go out at once, of `unbatched` or to other endpoints. The costs are None where a price is
+        unknown: the package genai-prices, which the extra "cli" brings, has most of the others.
         """
         return Usage.of(self._collectors.meter.counts)
 

@@ -77,6 +77,7 @@ class Batch(msgspec.Struct, eq=False):
         entries: by custom_id, in the order of the file's lines: the request, or None once it is no longer here.
         waiting: how many requests are still here.
         gone: how many were left by their callers.
+        left: the custom_ids of those of which no line was read since.
         size, tokens: sums over the requests.
         closed_at, created_at: when its window closed, and when it was made at the server.
         not_before: when it may be sent.
@@ -104,6 +105,7 @@ class Batch(msgspec.Struct, eq=False):
     not_before: float
     waiting: int = 0
     gone: int = 0
+    left: set[str] = msgspec.field(default_factory=set)
     size: int = 0
     tokens: float = 0.0
     created_at: float = 0.0

@@ -27,6 +27,7 @@ from autobatcher.core.messages import (
     Failed,
     Fetch,
     Fetched,
+    Late,
     LinesRead,
     LookedUp,
     LookUp,
@@ -150,6 +151,7 @@ class Engine(msgspec.Struct, eq=False):
         elif isinstance(place, Batch):
             place.take(request.custom_id)
             place.gone += 1
+            place.left.add(request.custom_id)
             return self._if_deserted(place, now)
         return []
 
@@ -417,6 +419,7 @@ class Engine(msgspec.Struct, eq=False):
                 continue
             request = batch.take(custom_id)
             if request is None:  # read before, doubled, or its caller has left
+                effects += _late(batch, custom_id, outcome)
                 continue
             try:
                 settled = self._judge(batch, request, outcome, now)
@@ -688,6 +691,16 @@ class Engine(msgspec.Struct, eq=False):
 def _is_of_its_own_callers(batch: Batch) -> bool:
     waited_for = [request for request in batch.requests if request.wanted]
     return all(request.host is None for request in waited_for) and bool(waited_for or not batch.restored)
+
+
+def _late(batch: Batch, custom_id: str, outcome: Outcome) -> list[Effect]:
+    """What comes of the first line for a request whose caller has left, and of no other."""
+    if custom_id not in batch.left:
+        return []
+    batch.left.discard(custom_id)
+    if isinstance(outcome, Answer) and is_success(outcome.status):
+        return [Late(batch.model, outcome.body)]
+    return []
 
 
 def _uploading(batch: Batch) -> bool:

@@ -135,6 +135,13 @@ class Settle(NamedTuple):
     outcome: Outcome
 
 
+class Late(NamedTuple):
+    """Count an answer that was bought, and for which nobody waits any more."""
+
+    model: str
+    body: bytes
+
+
 class Publish(msgspec.Struct, frozen=True):
     """Tell those who watch."""
 
@@ -148,4 +155,4 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 Call = Upload | Create | LookUp | Poll | Fetch | Cancel
-Effect = Call | Settle | Publish | Ended
+Effect = Call | Settle | Late | Publish | Ended

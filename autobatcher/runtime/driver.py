@@ -315,6 +315,8 @@ class Driver:
                     request.reply.set(outcome)
                 else:
                     self._notes.dropped(request)
+            elif isinstance(effect, core.Late):
+                continue  # it is counted
             elif isinstance(effect, core.Ended):
                 self._end(effect.batch)
             elif isinstance(effect, core.Publish):
@@ -331,6 +333,8 @@ class Driver:
                 request, outcome = effect
                 if isinstance(outcome, Answer) and is_success(outcome.status):
                     bought.setdefault(request.model, []).append(outcome.body)
+            elif isinstance(effect, core.Late):
+                bought.setdefault(effect.model, []).append(effect.body)
         for model, bodies in bought.items():
             self._count(model, bodies)
 

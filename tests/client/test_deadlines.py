@@ -205,6 +205,19 @@ async def test_what_is_late_is_asked_in_real_time_and_its_batch_cancelled() -> N
     assert all(call.request.headers["authorization"] == "Bearer k" for call in server.of("other"))
 
 
+async def test_usage_has_what_was_bought_for_those_who_had_left_or_were_answered_in_real_time() -> None:
+    server = server_of(Fate(after=HOUR))
+    async with running(server) as client:
+        hasty = client.with_options(deadline_seconds=600)
+        error, now, _ = await gathered(
+            outcomes(hasty, "a"), ask(hasty.with_options(on_deadline="realtime"), "b"), ask(client, "c")
+        )
+        assert isinstance(error[0], DeadlineError)
+        assert now == "now b"
+        assert {line.completion_window: line.requests for line in client.usage.lines} == {"24h": 3, None: 1}
+    assert server.sizes == [3]
+
+
 async def test_usage_tells_batch_from_realtime() -> None:
     server = server_of(lambda number, _job: Fate(after=0 if number == 1 else DAY))
     async with running(server, deadline_seconds=600, on_deadline="realtime") as client:

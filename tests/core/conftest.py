@@ -21,6 +21,7 @@ from autobatcher.core.messages import (
     Failed,
     Fetch,
     Fetched,
+    Late,
     LinesRead,
     LookUp,
     Poll,
@@ -61,6 +62,7 @@ class Rig:
         self.settled: dict[str, Outcome] = {}
         self.events: list[Event] = []
         self.ended: list[Batch] = []
+        self.late: list[bytes] = []
         self.requests: dict[str, Request] = {}
 
     # Callers.
@@ -82,6 +84,8 @@ class Rig:
                 case Settle(request, outcome):
                     assert request.custom_id not in self.settled, "a request is settled twice"
                     self.settled[request.custom_id] = outcome
+                case Late(_, body):
+                    self.late.append(body)
                 case Publish(event):
                     self.events.append(event)
                 case Ended(batch):

@@ -30,6 +30,7 @@ from autobatcher.core.messages import (
     Failed,
     Fetch,
     Fetched,
+    Late,
     LinesRead,
     LookedUp,
     LookUp,
@@ -99,6 +100,7 @@ class World(RuleBasedStateMachine):
         self.server = Server()
         self.requests: dict[str, Request] = {}
         self.left: set[str] = set()
+        self.late: set[str] = set()
         self.settled: dict[str, Outcome] = {}
         self.calls: list[Call] = []
         self.events: list[Event] = []
@@ -128,16 +130,23 @@ class World(RuleBasedStateMachine):
 
     # What comes out.
 
+    def settle(self, name: str, outcome: Outcome) -> None:
+        assert name not in self.settled, "settled twice"
+        assert name not in self.left, "settled after its caller had left"
+        self.settled[name] = outcome
+        if isinstance(outcome, Answer):
+            assert json.loads(outcome.body)["for"] == name, "somebody else's answer"
+
     def apply(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Settle(request, outcome):
-                    name = request.custom_id
-                    assert name not in self.settled, "settled twice"
-                    assert name not in self.left, "settled after its caller had left"
-                    self.settled[name] = outcome
-                    if isinstance(outcome, Answer):
-                        assert json.loads(outcome.body)["for"] == name, "somebody else's answer"
+                    self.settle(request.custom_id, outcome)
+                case Late(_, body):
+                    name = json.loads(body)["for"]
+                    assert name in self.left, "counted, and not left"
+                    assert name not in self.late, "counted twice"
+                    self.late.add(name)
                 case Publish(event):
                     self.events.append(event)
                     if isinstance(event, BatchSettled):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -88,7 +89,8 @@ class Numbers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.deliveries = Deliveries(":memory:")
+        self.folder = tempfile.TemporaryDirectory()
+        self.deliveries = Deliveries(f"{self.folder.name}/served.db")
         self.waiting: list[tuple[bytes, int]] = []
         self.open: set[tuple[bytes, int]] = set()
         self.delivered: set[tuple[bytes, int]] = set()
@@ -116,10 +118,8 @@ class Numbers(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        again = Deliveries(":memory:")
-        self.deliveries._db.backup(again._db)
         self.deliveries.close()
-        self.deliveries, self.waiting = again, []
+        self.deliveries, self.waiting = Deliveries(f"{self.folder.name}/served.db"), []
 
     @invariant()
     def remembers_only_those_who_wait(self) -> None:
@@ -127,6 +127,7 @@ class Numbers(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.deliveries.close()
+        self.folder.cleanup()
 
 
 TestNumbers = Numbers.TestCase
