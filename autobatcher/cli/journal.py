@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.table import Column, Table
 
 from autobatcher.cli.common import Overwrite, print_json, stdout_or, told
 from autobatcher.cli.tables import put_rich
+from autobatcher.display_state import seconds_text
 from autobatcher.jobs.downloads import written
 from autobatcher.journal.reading import Summary, export, summary
 
@@ -55,25 +58,34 @@ def _show(found: Summary) -> None:
     if found.begun_at is not None:
         put_rich(
             console,
-            f"{found.size:>12,} bytes; begun {_time(found.begun_at)}, last answer {_time(found.answered_at)}",
+            f"{found.size:>12,} bytes\n"
+            f"{'begun':>12} {_time(found.begun_at)}, {seconds_text(time.time() - found.begun_at)} ago\n"
+            f"{'last answer':>12} {_time(found.answered_at)}",
         )
-    longest = max((len(batch["batch_id"] or "") for batch in found.batches), default=0)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for batch in found.batches:
+        groups.setdefault((batch["endpoint"], batch["model"]), []).append(batch)
+    for (endpoint, model), batches in groups.items():
+        put_rich(console, f"\n{escape(endpoint)}, {escape(model or '-')}")
+        put_rich(console, _table(batches))
+
+
+def _table(batches: Sequence[Mapping[str, Any]]) -> Table:
+    longest = max(len(batch["batch_id"] or "") for batch in batches)
     table = Table(
         Column("batch", no_wrap=True, min_width=longest),  # to be copied: whole, however narrow the screen
-        *(Column(title, overflow="fold") for title in ("endpoint", "model")),
         *(Column(title, no_wrap=True) for title in ("requests", "answers", "state")),
         box=None,
         pad_edge=False,
     )
-    for batch in found.batches:
+    for batch in batches:
         table.add_row(
-            *(escape(batch[name] or "-") for name in ("batch_id", "endpoint", "model")),
+            escape(batch["batch_id"] or "-"),
             f"{batch['requests']:,}",
             f"{batch['answers']:,}",
             "ended" if batch["ended"] else "open",
         )
-    if found.batches:
-        put_rich(console, table)
+    return table
 
 
 def _time(seconds: float | None) -> str:
