@@ -24,9 +24,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", choices=runs.MEASURES, default="create")
     arguments = parser.parse_args()
-    for key in CONTESTANTS:
+    contestants = [key for key in CONTESTANTS if key in runs.MEASURES[arguments.measure].contestants]
+    for key in contestants:
         environments.python_of(runs.CONTESTANTS[key].program)
-    profiles: dict[str, list[Profile]] = {key: [] for key in CONTESTANTS}
+    profiles: dict[str, list[Profile]] = {key: [] for key in contestants}
     with runs.server() as url:
         for _ in range(arguments.rounds):
             for key, made in profiles.items():
