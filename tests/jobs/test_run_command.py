@@ -383,7 +383,7 @@ def test_a_bad_line_leaves_batches_under_way_and_the_mended_file_goes_on_with_th
     with path.open("a", encoding="utf-8") as file:
         file.write("bad line\n")
     ask = (path, "-o", out, "--batch-size", "10", "--in-flight", "40")
-    with serve_in_thread(LocalConfig(latency_seconds=0.2, concurrency=2)) as server:
+    with serve_in_thread(LocalConfig(latency_seconds=0.4, concurrency=2)) as server:
         done = run(server, *ask)
         assert done.returncode == 2, done.stderr
         kept = re.fullmatch(
