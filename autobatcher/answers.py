@@ -71,7 +71,7 @@ class Head(NamedTuple):
     method: str
     url: httpx.URL
     headers: httpx.Headers
-    extensions: Mapping[str, Any]
+    extensions: dict[str, Any]
 
     @classmethod
     def of(cls, request: httpx.Request) -> Head:
@@ -86,9 +86,7 @@ class Head(NamedTuple):
         if body is not None:
             headers = headers.copy()
             headers["content-length"] = str(len(body))
-        return self.cls(
-            self.method, self.url, headers=headers, content=body, extensions=dict(self.extensions)
-        )
+        return self.cls(self.method, self.url, headers=headers, content=body, extensions=self.extensions)
 
 
 class Call(NamedTuple):

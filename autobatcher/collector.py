@@ -21,8 +21,8 @@ from autobatcher.core.window import Limits, Request, Terms
 from autobatcher.events import Event
 from autobatcher.logs import left_out, log_event, log_failing_callback, log_left_out
 from autobatcher.runtime.driver import Driver
+from autobatcher.runtime.numbers import Keys
 from autobatcher.runtime.record import (
-    Keys,
     Notes,
     Record,
     RecordedNotes,

@@ -24,7 +24,7 @@ import orjson
 from autobatcher import BatchOpenAI
 from autobatcher.core.outcomes import Answer
 from autobatcher.journal import JournalledRequest, SqliteJournal
-from autobatcher.runtime.record import Keys
+from autobatcher.runtime.numbers import Keys
 
 URL = "http://127.0.0.1:9/v1/"
 BATCH = 50_000

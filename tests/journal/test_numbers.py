@@ -6,7 +6,8 @@ import random
 from collections import Counter
 
 from autobatcher.core.window import Request
-from autobatcher.runtime.record import IN_DICT, Record, RecordedNotes
+from autobatcher.runtime.numbers import IN_DICT
+from autobatcher.runtime.record import Record, RecordedNotes
 from tests.journal.memory import MemoryJournal
 
 KEY = b"k" * 16
